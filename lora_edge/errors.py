@@ -1,0 +1,125 @@
+"""Every way in which lora-edge refuses, as a class.
+
+LoraEdgeError
+├── AdapterError
+│   ├── AdapterNotFound        no adapter of that name in the folder
+│   ├── AdapterFileDamaged     not a readable tensor file: truncated, overlapping, foreign, too large
+│   ├── AdapterValueError      a NaN or an infinity among the numbers
+│   ├── AdapterMismatch        tensors that fit no slot of the bundle, or have another shape
+│   ├── UnknownKind            leaves that no kind claims
+│   └── AmbiguousKind          leaves that two kinds claim
+├── BundleError
+│   ├── BundleNotFound         no bundle in that folder
+│   ├── BundleVersionError     written for another format or graph contract
+│   ├── BundleDamaged          a file is missing, truncated, changed, or lies outside the folder
+│   └── ComponentMissing       the bundle holds no such component
+├── BackendError
+│   ├── BackendUnavailable     the backend or execution provider is not installed on this machine
+│   └── GraphFailed            the graph refused its inputs or gave numbers that are not finite
+├── PromptError                a malformed tag; carries the position in the text
+├── RequestError               a setting of a request that cannot be met
+├── ExportError
+│   ├── CheckpointError        a source folder that cannot be read or is of an unknown architecture
+│   └── VerificationError      the exported graph differs from torch by more than the bound
+└── Cancelled                  the caller stopped a request between two steps
+
+Each message is one sentence or two: what is wrong, where, and what to do about it.
+"""
+
+
+class LoraEdgeError(Exception):
+    """The root: catch this to catch every refusal of lora-edge."""
+
+
+class AdapterError(LoraEdgeError):
+    """Something about an adapter."""
+
+
+class AdapterNotFound(AdapterError):
+    """No adapter of that name in the folder."""
+
+
+class AdapterFileDamaged(AdapterError):
+    """The file is not a readable tensor file."""
+
+
+class AdapterValueError(AdapterError):
+    """The file holds NaN or infinite numbers."""
+
+
+class AdapterMismatch(AdapterError):
+    """Tensors of the file fit no slot of the bundle."""
+
+
+class UnknownKind(AdapterError):
+    """No adapter kind claims these leaves."""
+
+
+class AmbiguousKind(AdapterError):
+    """More than one adapter kind claims these leaves."""
+
+
+class BundleError(LoraEdgeError):
+    """Something about a bundle."""
+
+
+class BundleNotFound(BundleError):
+    """The folder holds no bundle."""
+
+
+class BundleVersionError(BundleError):
+    """The bundle was written for another version."""
+
+
+class BundleDamaged(BundleError):
+    """A file of the bundle is missing, changed or outside its folder."""
+
+
+class ComponentMissing(BundleError):
+    """The bundle lacks a component that the request needs."""
+
+
+class BackendError(LoraEdgeError):
+    """Something about what runs the graphs."""
+
+
+class BackendUnavailable(BackendError):
+    """The backend or execution provider is not there."""
+
+
+class GraphFailed(BackendError):
+    """A graph refused its inputs or gave numbers that are not finite."""
+
+
+class PromptError(LoraEdgeError):
+    """A malformed prompt.
+
+    Attributes:
+        text: the whole prompt.
+        at: offset in characters of the place that is wrong.
+    """
+
+    def __init__(self, message: str, text: str, at: int) -> None:
+        super().__init__(f"{message}\n  {text}\n  {' ' * at}^")
+        self.text = text
+        self.at = at
+
+
+class RequestError(LoraEdgeError):
+    """A setting of a request cannot be met."""
+
+
+class ExportError(LoraEdgeError):
+    """Something about an export."""
+
+
+class CheckpointError(ExportError):
+    """The source cannot be read as a checkpoint."""
+
+
+class VerificationError(ExportError):
+    """The exported graph is not the model it was made from."""
+
+
+class Cancelled(LoraEdgeError):
+    """The caller stopped the request."""
