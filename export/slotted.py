@@ -1,0 +1,86 @@
+"""torch module -> the table of its slots, with the placement that costs fewest multiplications."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lora_edge.export.recipes import Recipe
+
+from lora_edge.slots import Placement, Slot, SlotTable
+
+REFERENCE_ROWS = 2  # guidance asks for the prompt and the negative prompt in one batch
+
+
+def slot_table(recipe: Recipe, module: nn.Module, example: tuple[Tensor, ...]) -> SlotTable:
+    """Find every Linear and Conv2d without groups, and every norm with parameters.
+
+    Args:
+        recipe: of the component.
+        module: the component.
+        example: inputs at the reference size.
+    """
+    if not recipe.slotted:
+        return SlotTable(recipe.component, ())
+    seen = _positions(recipe.wrap(module), module, example)
+    named = [(name, recipe.canonical(name), layer) for name, layer in module.named_modules()]
+    slots = tuple(_slot(slot, layer, seen.get(name, 1)) for name, slot, layer in named if _takes_update(layer))
+    norms = {
+        slot: layer.weight.numel()
+        for _, slot, layer in named
+        if isinstance(layer, nn.LayerNorm | nn.GroupNorm) and layer.weight is not None
+    }
+    return SlotTable(recipe.component, slots, norms, recipe.facts(dict(module.config)))  # type: ignore[arg-type]
+
+
+def _takes_update(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+
+
+def _slot(name: str, layer: nn.Module, positions: int) -> Slot:
+    out_features, in_features, *kernel = layer.weight.shape  # type: ignore[misc, union-attr]
+    return Slot(
+        name,
+        int(in_features),
+        int(out_features),
+        (int(kernel[0]), int(kernel[1])) if kernel else None,
+        "activation" if kernel else placement(positions, int(in_features), int(out_features)),
+        layer.bias is not None,
+    )
+
+
+def placement(positions: int, in_features: int, out_features: int) -> Placement:
+    """Activation form costs rows * positions * r * (in + out) multiplications, weight form in * out * r.
+
+    A Conv always takes the activation form: onnxruntime loses its blocked layout when the weight is not constant.
+    A layer that sees one position per row (time embeddings) has no axis to broadcast a weight per row over.
+    """
+    if positions > 1 and in_features * out_features < REFERENCE_ROWS * positions * (in_features + out_features):
+        return "weight"
+    return "activation"
+
+
+def _positions(wrapped: nn.Module, module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, int]:
+    """Positions per batch row that each Linear sees, found on the meta device: shapes only, nothing computed."""
+    seen: dict[str, int] = {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
+            x: Tensor = args[0]
+            seen[name] = x.shape[1] if x.dim() == 3 else 1
+
+        return hook
+
+    hooks = [
+        layer.register_forward_pre_hook(note(name))
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    state = {name: tensor.to("meta") for name, tensor in [*wrapped.named_parameters(), *wrapped.named_buffers()]}
+    try:
+        functional_call(wrapped, state, tuple(tensor.to("meta") for tensor in example))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen

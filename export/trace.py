@@ -1,0 +1,79 @@
+"""torch module -> ONNX graph of the plain model: torch.export, then torch's ONNX exporter, nothing added yet."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from lora_edge.errors import ExportError
+from lora_edge.export.recipes import Port, Recipe
+
+OPSET = 23  # the first with fused Attention; GroupNormalization came with 21
+
+
+def trace(recipe: Recipe, module: nn.Module, example: tuple[Tensor, ...]) -> ir.Model:
+    """Trace a component once.
+
+    Args:
+        recipe: names of the ports and their free axes.
+        module: float32, in eval mode.
+        example: one tensor per input; two rows at least, since a row of 1 would be traced as a constant.
+
+    Returns:
+        The unoptimized graph, ports and parameters under their contract names, parameters as initializers.
+
+    Raises:
+        ExportError: torch cannot trace the module.
+    """
+    wrapped = recipe.wrap(module).eval()
+    free = {port.name: dict.fromkeys(port.free, torch.export.Dim.DYNAMIC) for port in recipe.inputs}
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.export.export(wrapped, example, dynamic_shapes=free)
+            exported = torch.onnx.export(
+                program, args=(), dynamo=True, opset_version=OPSET, optimize=False, verbose=False
+            )
+    except Exception as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ExportError(f"torch could not trace the {recipe.component}: {line}") from error
+    assert exported is not None
+    model = exported.model
+    _name_ports(model.graph.inputs, recipe.inputs)
+    _name_ports(model.graph.outputs, recipe.outputs(module))
+    _name_parameters(model.graph, recipe)
+    return model
+
+
+def _name_ports(values: "list[ir.Value]", ports: tuple[Port, ...]) -> None:
+    for value, port in zip(values, ports, strict=True):
+        value.name = port.name
+        assert value.shape is not None
+        value.shape = ir.Shape([port.free.get(axis, size) for axis, size in enumerate(value.shape)])
+
+
+def _name_parameters(graph: ir.Graph, recipe: Recipe) -> None:
+    for value in list(graph.initializers.values()):
+        name = value.name or ""
+        if name.startswith("model."):  # the wrapper's only attribute
+            value.name = recipe.canonical(name.removeprefix("model."))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter prints its progress and warns of what does not concern the user; ours is shown instead."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.onnx._internal")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,23 @@
+"""kohya names over diffusers blocks: `lora_unet_down_blocks_0_attentions_0_proj_in`, `lora_te_text_model_encoder_...`.
+
+The prefixes are those of kohya-ss/sd-scripts, networks/lora.py; `lora_te1` is also met for the only text encoder of
+SD1, and `lora_te` for the first one of SDXL.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from lora_edge.dialects.paths import flat, paths
+from lora_edge.slots import SlotTable
+
+PREFIXES: Mapping[str, tuple[str, ...]] = {
+    "unet": ("lora_unet",),
+    "text_encoder": ("lora_te", "lora_te1"),
+    "text_encoder_2": ("lora_te2",),
+}
+
+
+def spell(table: SlotTable, path: str) -> Iterator[str]:
+    """`<prefix>_<flat path>`."""
+    for prefix in PREFIXES.get(table.component, ()):
+        for own in paths(path):
+            yield f"{prefix}_{flat(own)}"

@@ -1,0 +1,13 @@
+"""kohya names over LDM blocks, the usual spelling of SDXL files: `lora_unet_input_blocks_4_1_proj_in`."""
+
+from collections.abc import Iterator
+
+from lora_edge.dialects.ldm import ldm_path
+from lora_edge.dialects.paths import flat
+from lora_edge.slots import SlotTable
+
+
+def spell(table: SlotTable, path: str) -> Iterator[str]:
+    """`lora_unet_<flat LDM path>`; text encoders have the names of the kohya dialect."""
+    if table.component == "unet" and (name := ldm_path(table, path)):
+        yield f"lora_unet_{flat(name)}"

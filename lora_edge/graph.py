@@ -1,0 +1,46 @@
+"""What every backend offers: a compiled component that runs on named numpy arrays."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from lora_edge.arrays import Array
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """A required input; axes that are words are free."""
+
+    shape: tuple[int | str, ...]
+    dtype: np.dtype[Any]
+
+
+class Graph(Protocol):
+    """A component, loaded once; nothing of it changes between two runs."""
+
+    @property
+    def inputs(self) -> Mapping[str, GraphInput]:
+        """Inputs that must be given; those of adapters are optional and not listed."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once.
+
+        Args:
+            feeds: every required input, and any of the adapter inputs.
+
+        Returns:
+            Every output by name.
+
+        Raises:
+            GraphFailed: the graph refuses the feeds.
+        """
+
+
+OpenGraph = Callable[[Path], Graph]

@@ -1,0 +1,97 @@
+"""From what a model predicts to what a sampler needs: the image and the noise in a latent.
+
+A model says one of three things about `x = alpha * image + sigma * noise`, and says it for the prompt and for the
+negative prompt. Samplers know of neither.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from lora_edge.arrays import FloatArray
+from lora_edge.runtime.levels import Level
+from lora_edge.runtime.schedule import Schedule
+
+Predict: TypeAlias = Callable[[FloatArray, float], FloatArray]
+"""A model: latents [rows, channels, height, width] float32 and timestep -> prediction of the same shape."""
+
+
+class Estimate(NamedTuple):
+    """What a latent is taken to be made of; both [rows, channels, height, width] float32."""
+
+    denoised: FloatArray
+    noise: FloatArray
+
+
+Denoise: TypeAlias = Callable[[FloatArray, Level], Estimate]
+
+
+def _epsilon(x: FloatArray, prediction: FloatArray, level: Level) -> Estimate:
+    """Ho et al., "Denoising Diffusion Probabilistic Models", arXiv:2006.11239: the noise."""
+    return Estimate((x - level.sigma * prediction) / level.alpha, prediction)
+
+
+def _velocity(x: FloatArray, prediction: FloatArray, level: Level) -> Estimate:
+    """Salimans and Ho, "Progressive Distillation", arXiv:2202.00512, appendix D: alpha * noise - sigma * image."""
+    return Estimate(level.alpha * x - level.sigma * prediction, level.alpha * prediction + level.sigma * x)
+
+
+def _sample(x: FloatArray, prediction: FloatArray, level: Level) -> Estimate:
+    """The image."""
+    return Estimate(prediction, (x - level.alpha * prediction) / level.sigma)
+
+
+ESTIMATES: Mapping[str, Callable[[FloatArray, FloatArray, Level], Estimate]] = {
+    "epsilon": _epsilon,
+    "v_prediction": _velocity,
+    "sample": _sample,
+}
+
+
+def denoiser(predict: Predict, schedule: Schedule) -> Denoise:
+    """A model as a sampler sees it: latents and level -> `Estimate`.
+
+    The denoised part is clipped where the schedule says so; the noise is what the model meant.
+    """
+    estimate = ESTIMATES[schedule.prediction_type]
+    bound = schedule.clip_sample_range if schedule.clip_sample else float("inf")
+
+    def denoise(x: FloatArray, level: Level) -> Estimate:
+        denoised, noise = estimate(x, predict(x, level.timestep), level)
+        return Estimate(denoised.clip(-bound, bound), noise)
+
+    return denoise
+
+
+def guided(model: Predict, guidance: float, rescale: float = 0.0) -> Predict:
+    """Classifier-free guidance, with one call of the model for both halves.
+
+    Ho and Salimans, "Classifier-Free Diffusion Guidance", arXiv:2207.12598. The weight is that of Imagen
+    (arXiv:2205.11487, equation 2), as everywhere in Stable Diffusion: 1 is the prompt alone.
+
+    Args:
+        model: takes the doubled batch [2 * rows, channels, height, width], first the rows with the negative prompt,
+            then the same rows with the prompt, and returns its predictions in that order.
+        guidance: how far to go from the negative prompt to the prompt and beyond.
+        rescale: 0 .. 1, how much of the contrast that guidance adds is taken back (Lin et al., arXiv:2305.08891,
+            section 3.4); 0 takes none.
+
+    Returns:
+        A model of the single batch.
+    """
+
+    def predict(x: FloatArray, timestep: float) -> FloatArray:
+        negative, positive = np.split(model(np.concatenate([x, x]), timestep), 2)
+        mixed = negative + guidance * (positive - negative)
+        if rescale:
+            contrast = _deviation(positive) / _deviation(mixed)
+            mixed = mixed * (rescale * contrast + (1 - rescale))
+        return mixed.astype(np.float32, copy=False)
+
+    return predict
+
+
+def _deviation(values: FloatArray) -> FloatArray:
+    """Standard deviation of each row: [rows, 1, 1, 1]."""
+    return np.std(values, axis=tuple(range(1, values.ndim)), keepdims=True)
