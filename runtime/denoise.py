@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-
-from lora_edge.arrays import FloatArray
 from lora_edge.runtime.levels import Level
 from lora_edge.runtime.schedule import Schedule
+
+from lora_edge.arrays import FloatArray
 
 Predict: TypeAlias = Callable[[FloatArray, float], FloatArray]
 """A model: latents [rows, channels, height, width] float32 and timestep -> prediction of the same shape."""

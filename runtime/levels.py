@@ -12,9 +12,9 @@ from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
+from lora_edge.runtime.schedule import Doubles, Schedule
 
 from lora_edge.errors import RequestError
-from lora_edge.runtime.schedule import Doubles, Schedule
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,18 @@ class Ladder:
     levels: tuple[Level, ...]
     start: float = 1.0
 
+    def lower(self, steps: int) -> "Ladder":
+        """The last steps of this ladder."""
+        return Ladder(self.levels[-steps - 1 :], self.start)
+
 
 Levels: TypeAlias = Callable[[Schedule, int], Ladder]
 
 
 def spread(schedule: Schedule, steps: int) -> Ladder:
     """k-diffusion's levels: euler, euler_a, heun."""
-    timesteps = {
-        "linspace": lambda last: np.linspace(last, 0, steps),
-        "leading": lambda last: _leading(schedule, steps, (last + 1) // steps),
-        "trailing": lambda last: _trailing(schedule, steps),
-    }[schedule.timestep_spacing](schedule.num_train_timesteps - 1)
-    sigmas = np.interp(timesteps, np.arange(len(schedule.sigmas)), schedule.sigmas)
+    timesteps = _SPACINGS[schedule.timestep_spacing](schedule, steps)
+    sigmas = _sigmas_at(schedule, timesteps)
     if schedule.use_karras_sigmas:
         sigmas = _karras(sigmas[0], sigmas[-1], steps)
         timesteps = _timesteps_at(schedule, sigmas)
@@ -78,25 +78,16 @@ def spread(schedule: Schedule, steps: int) -> Ladder:
 
 def indexed(schedule: Schedule, steps: int) -> Ladder:
     """The levels of ddim and pndm."""
-    last = schedule.num_train_timesteps - 1
-    timesteps = {
-        "linspace": lambda: np.linspace(last, 0, steps).round(),
-        "leading": lambda: _leading(schedule, steps, (last + 1) // steps),
-        "trailing": lambda: _trailing(schedule, steps),
-    }[schedule.timestep_spacing]()
+    timesteps = _SPACINGS[schedule.timestep_spacing](schedule, steps).round()
     final = 1.0 if schedule.set_alpha_to_one else float(schedule.alpha_bars[0])
     return _checked(Ladder(_from_alpha_bars(schedule, timesteps, final)), schedule)
 
 
 def solved(schedule: Schedule, steps: int) -> Ladder:
     """The levels of multistep solvers: dpmpp_2m, unipc."""
-    last = schedule.num_train_timesteps - 1
-    timesteps = {
-        "linspace": lambda: np.linspace(last, 0, steps + 1).round()[:-1],
-        "leading": lambda: _leading(schedule, steps + 1, (last + 1) // (steps + 1))[:-1],
-        "trailing": lambda: _trailing(schedule, steps),
-    }[schedule.timestep_spacing]()
-    sigmas = np.interp(timesteps, np.arange(len(schedule.sigmas)), schedule.sigmas)
+    rungs = steps if schedule.timestep_spacing == "trailing" else steps + 1
+    timesteps = _SPACINGS[schedule.timestep_spacing](schedule, rungs).round()[:steps]
+    sigmas = _sigmas_at(schedule, timesteps)
     if schedule.use_karras_sigmas:
         sigmas = _karras(schedule.sigmas[-1], schedule.sigmas[0], steps)
         timesteps = _timesteps_at(schedule, sigmas).round()
@@ -114,13 +105,25 @@ def distilled(schedule: Schedule, steps: int) -> Ladder:
     return _checked(Ladder(_from_alpha_bars(schedule, numbers * stride - 1, 1.0)), schedule)
 
 
-def _leading(schedule: Schedule, steps: int, stride: int) -> Doubles:
-    return np.arange(steps - 1, -1, -1, dtype=np.float64) * stride + schedule.steps_offset
+def _linspace(schedule: Schedule, rungs: int) -> Doubles:
+    return np.linspace(schedule.num_train_timesteps - 1, 0, rungs)
 
 
-def _trailing(schedule: Schedule, steps: int) -> Doubles:
+def _leading(schedule: Schedule, rungs: int) -> Doubles:
+    stride = schedule.num_train_timesteps // rungs
+    return np.arange(rungs - 1, -1, -1, dtype=np.float64) * stride + schedule.steps_offset
+
+
+def _trailing(schedule: Schedule, rungs: int) -> Doubles:
     length = schedule.num_train_timesteps
-    return (length - np.arange(steps) * (length / steps)).round() - 1
+    return (length - np.arange(rungs) * (length / rungs)).round() - 1
+
+
+_SPACINGS: Mapping[str, Callable[[Schedule, int], Doubles]] = {
+    "linspace": _linspace,
+    "leading": _leading,
+    "trailing": _trailing,
+}
 
 
 def _karras(largest: float, smallest: float, steps: int, rho: float = 7.0) -> Doubles:
@@ -128,6 +131,10 @@ def _karras(largest: float, smallest: float, steps: int, rho: float = 7.0) -> Do
     ramp = np.linspace(0, 1, steps)
     sigmas: Doubles = (largest ** (1 / rho) + ramp * (smallest ** (1 / rho) - largest ** (1 / rho))) ** rho
     return sigmas
+
+
+def _sigmas_at(schedule: Schedule, timesteps: Doubles) -> Doubles:
+    return np.interp(timesteps, np.arange(len(schedule.sigmas)), schedule.sigmas)
 
 
 def _timesteps_at(schedule: Schedule, sigmas: Doubles) -> Doubles:

@@ -5,8 +5,8 @@ alpha and sigma are at each t. Which of these levels a run visits is the busines
 the next that of `samplers`.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -75,8 +75,8 @@ class Schedule:
         """Reads a scheduler's configuration.
 
         Args:
-            config: contents of `scheduler_config.json`. Keys of `Schedule` are taken; keys about the solver the file was
-                written for (`SOLVER_KEYS`) say nothing here, as a sampler is chosen by name.
+            config: contents of `scheduler_config.json`. Keys of `Schedule` are taken; keys about the solver the file
+                was written for (`SOLVER_KEYS`) say nothing here, as a sampler is chosen by name.
             overrides: attributes of `Schedule`, in place of the file's.
 
         Raises:
@@ -93,9 +93,9 @@ class Schedule:
                 raise RequestError(f"the scheduler setting {key} is {config[key]!r}; only {accepted[0]!r} is supported")
         return cls(**{key: value for key, value in config.items() if key in known} | overrides)
 
-    def with_(self, **changes: Any) -> "Schedule":
-        """A schedule that differs in some attributes."""
-        return replace(self, **changes)
+    def only(self, names: Collection[str]) -> "Schedule":
+        """This schedule with the attributes not named at their defaults, for a solver that knows of no others."""
+        return Schedule(**{name: getattr(self, name) for name in names})
 
     @cached_property
     def betas(self) -> Doubles:
@@ -185,6 +185,7 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
 
 # Settings of the solver that the file was written for, and companions of settings refused above.
 SOLVER_KEYS = frozenset(
-    "skip_prk_steps solver_order solver_type solver_p predict_x0 disable_corrector algorithm_type lower_order_final "
-    "euler_at_final dynamic_thresholding_ratio sample_max_value flow_shift time_shift_type".split()
+    {"skip_prk_steps", "solver_order", "solver_type", "solver_p", "predict_x0", "disable_corrector", "algorithm_type"}
+    | {"lower_order_final", "euler_at_final", "dynamic_thresholding_ratio", "sample_max_value", "flow_shift"}
+    | {"time_shift_type"}
 )

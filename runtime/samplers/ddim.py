@@ -1,0 +1,22 @@
+"""DDIM: the deterministic member of the family, eta 0.
+
+Song, Meng and Ermon, "Denoising Diffusion Implicit Models", arXiv:2010.02502, equation 12.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from lora_edge.runtime.denoise import Denoise
+from lora_edge.runtime.levels import Level
+from lora_edge.runtime.noise import Noise
+from lora_edge.runtime.samplers.step import Step
+
+from lora_edge.arrays import FloatArray
+
+
+def ddim(denoise: Denoise, x: FloatArray, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    """Draws no noise."""
+    for here, there in pairwise(levels):
+        estimate = denoise(x, here)
+        x = there.alpha * estimate.denoised + there.sigma * estimate.noise
+        yield Step(x, estimate.denoised)
