@@ -42,7 +42,8 @@ def claim(leaves: Set[str], kinds: Sequence[Kind] = KINDS, modifiers: Sequence[M
     """
     found = [kind for kind in kinds if kind.signature & leaves]
     around = [modifier for modifier in modifiers if modifier.signature & leaves]
-    owned = {leaf for owner in (*found, *around) for leaf in owner.spellings}
+    owners: tuple[Kind | Modifier, ...] = (*found, *around)
+    owned = {leaf for owner in owners for leaf in owner.spellings}
     unread = sorted(leaves - owned)
     if not found or unread:
         names = sorted(kind for kind, spellings in UNREAD.items() if not leaves.isdisjoint(spellings))
@@ -53,9 +54,13 @@ def claim(leaves: Set[str], kinds: Sequence[Kind] = KINDS, modifiers: Sequence[M
     return reduce(modified, around, found[0])
 
 
+_OWNERS: tuple[Kind | Modifier, ...] = (*KINDS, *MODIFIERS)
+_SIGNATURES = frozenset[str]().union(*(owner.signature for owner in _OWNERS), *UNREAD.values())
+
+
 def _leaves() -> Iterator[tuple[str, str]]:
     """(spelling, leaf) of everything known."""
-    for owner in (*KINDS, *MODIFIERS):
+    for owner in _OWNERS:
         for leaf, spellings in owner.spellings.items():
             yield from ((spelling, leaf) for spelling in spellings)
     for spellings in UNREAD.values():
@@ -73,8 +78,7 @@ _OTHER = re.compile(r"(lora_[^.]+)\.(.+)|(.+)\.([^.]+)")
 
 def is_adapter_leaf(leaf: str) -> bool:
     """Whether a leaf, as `split` gives it, identifies some kind, read or unread."""
-    signatures: set[str] = set().union(*(owner.signature for owner in (*KINDS, *MODIFIERS)), *UNREAD.values())
-    return leaf in signatures
+    return leaf in _SIGNATURES
 
 
 def split(tensor: str) -> tuple[str, str]:

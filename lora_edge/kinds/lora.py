@@ -46,10 +46,9 @@ def form(update: Update) -> tuple[LowRank, ...]:
     if "mid" in update.tensors:
         down = _fold(update.tensors["mid"], down)
     lanes, out = down.shape[0], update.shape[0]
-    if not _same(up.shape, (out, lanes)):
-        raise AdapterMismatch(f"has an up of shape {list(up.shape)} where the layer and down need {[out, lanes]}")
-    if not _same(down.shape, (lanes, *update.shape[1:])):
-        raise AdapterMismatch(f"has a down of shape {list(down.shape)} where the layer needs {[lanes, *update.shape[1:]]}")
+    for leaf, factor, wanted in (("down", down, (lanes, *update.shape[1:])), ("up", up, (out, lanes))):
+        if not _same(factor.shape, wanted):
+            raise AdapterMismatch(f"has {leaf} {list(factor.shape)} where the layer and its rank need {list(wanted)}")
     return (LowRank(_transposed(down, lanes), _transposed(up, out), scale),)
 
 
@@ -60,7 +59,7 @@ def rank(shapes: Shapes) -> int | None:
 
 def _fold(mid: Array, down: Array) -> Array:
     """[p, q, kh, kw] and [q, in(, 1, 1)] -> [p, in, kh, kw]: the kernel moved into `down`."""
-    if mid.ndim != 4 or mid.shape[1] != down.shape[0] or not _same(down.shape, down.shape[:2]):
+    if down.ndim < 2 or mid.ndim != 4 or mid.shape[1] != down.shape[0] or not _same(down.shape, down.shape[:2]):
         raise AdapterMismatch(f"has a mid of shape {list(mid.shape)} that does not follow its down {list(down.shape)}")
     folded: Array = np.einsum("pqhw,qi->pihw", mid, down.reshape(down.shape[:2]), optimize=True)
     return folded

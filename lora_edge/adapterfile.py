@@ -1,0 +1,170 @@
+"""Adapter files: reading and inspecting one without a bundle, and fitting it to one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_edge.adapter import Adapter
+from lora_edge.arrays import Array
+from lora_edge.basemodel import cross_width, looks_like
+from lora_edge.errors import AdapterError, AdapterMismatch, AdapterNotFound, AdapterValueError, UnknownKind
+from lora_edge.fitting import BaseWeight, fit
+from lora_edge.kinds import Kind, claim, is_adapter_leaf, split
+from lora_edge.peftconfig import PeftConfig, read_folder_config, read_header_configs
+from lora_edge.slots import SlotTable
+from lora_edge.tensorfile import TensorFile
+
+FOLDER_WEIGHTS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # of PEFT, of diffusers
+FOLDER_PICKLES = ("adapter_model.bin", "pytorch_lora_weights.bin")
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """An adapter file, opened; its tensors are read when they are fitted to a bundle.
+
+    Attributes:
+        name: what a prompt calls it: the file's stem, or the name of its folder.
+        path: the file or folder that was given.
+        tensors: the open file.
+        modules: module name -> leaf -> tensor name.
+        configs: component -> settings of a PEFT adapter; "" where they hold for whichever component it is.
+    """
+
+    name: str
+    path: Path
+    tensors: TensorFile
+    modules: Mapping[str, Mapping[str, str]]
+    configs: Mapping[str, PeftConfig] = field(default_factory=dict)
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The header's own strings."""
+        return self.tensors.metadata
+
+    def read(self, tensor: str) -> Array:
+        """A copy of one tensor, float32 or int64.
+
+        Raises:
+            AdapterValueError: it holds a NaN or an infinity, or a float64 beyond float32.
+        """
+        array = self.tensors.read(tensor)
+        if not np.isfinite(array).all():
+            raise AdapterValueError(f"{self.path} holds numbers that are not finite in {tensor!r}; the file is broken")
+        return array
+
+    def fit(
+        self,
+        tables: Sequence[SlotTable],
+        component: str | None = None,
+        strict: bool = True,
+        base_weight: BaseWeight | None = None,
+    ) -> Adapter:
+        """The adapter as the slots of a bundle take it.
+
+        Args:
+            tables: the slots of every component that takes adapters.
+            component: the only component to change. Needed where the names of the file do not say it and fit
+                several; None takes whichever they fit.
+            strict: refuse the file if any of its tensors would go unused; otherwise leave those out and report them.
+            base_weight: (component, slot) -> the slot's own weight, float32 as in torch, for kinds that need it.
+
+        Raises:
+            AdapterMismatch: tensors that fit no slot, or have another shape; one error for all of them.
+            UnknownKind, AmbiguousKind: the same, where that is the only reason.
+            AdapterValueError: numbers that are not finite, whether strict or not.
+            AdapterFileDamaged: the file was cut since it was opened.
+            ComponentMissing: the tables have no such component.
+        """
+        return fit(self, tables, component, strict, base_weight)
+
+    def kind_of(self, module: str) -> Kind | None:
+        """The kind of one module, None where no kind reads it."""
+        try:
+            return claim(self.modules[module].keys())
+        except AdapterError:
+            return None
+
+    def shapes(self, module: str) -> dict[str, tuple[int, ...]]:
+        """Shapes of one module's tensors by leaf."""
+        return {leaf: self.tensors.shape(tensor) for leaf, tensor in self.modules[module].items()}
+
+    def downs(self) -> list[tuple[str, tuple[int, ...]]]:
+        """(module name, shape of its `down`) of every module that has one."""
+        shapes = ((module, self.shapes(module)) for module in self.modules)
+        return [(module, leaves["down"]) for module, leaves in shapes if "down" in leaves]
+
+    def summary(self) -> dict[str, Any]:
+        """What a person wants to know of the file, ready for JSON."""
+        kinds = {module: self.kind_of(module) for module in self.modules}
+        ranks = {kind.rank(self.shapes(module)) for module, kind in kinds.items() if kind}
+        names = self.tensors.names
+        return {
+            "name": self.name,
+            "path": str(self.path),
+            "kinds": sorted({kind.name for kind in kinds.values() if kind}),
+            "modules": len(self.modules),
+            "unread_modules": [module for module, kind in kinds.items() if kind is None],
+            "tensors": len(names),
+            "ranks": sorted(rank for rank in ranks if rank is not None),
+            "dtypes": sorted({self.tensors.dtype(name) for name in names}),
+            "bytes": sum(self.tensors.nbytes(name) for name in names),
+            "base": looks_like(self.modules, cross_width(self.downs())),
+            "metadata": dict(self.metadata),
+        }
+
+
+def read_adapter(path: str | Path) -> AdapterFile:
+    """Open an adapter file, a PEFT folder or a folder that diffusers saved; no torch and no bundle is needed.
+
+    Raises:
+        AdapterNotFound: nothing is there, or a folder without adapter weights.
+        AdapterFileDamaged: not a readable safetensors file or config.
+        AdapterMismatch: a tensor is given twice.
+        UnknownKind: no tensor of an adapter is in it, or PEFT settings that lora-edge does not read.
+    """
+    path = Path(path)
+    weights = _weights(path)
+    tensors = TensorFile.open(weights)
+    modules = _grouped(tensors)
+    configs = read_header_configs(tensors.metadata, weights)
+    if path.is_dir() and (config := read_folder_config(path)):
+        configs = {"": config}
+    name = path.resolve().name if path.is_dir() else path.stem
+    return AdapterFile(name, path, tensors, modules, configs)
+
+
+def folder_weights(folder: Path) -> Path | None:
+    """The weights of a folder that is one adapter, None where it is not."""
+    return next((folder / name for name in FOLDER_WEIGHTS if (folder / name).is_file()), None)
+
+
+def _weights(path: Path) -> Path:
+    if not path.exists():
+        raise AdapterNotFound(f"{path} does not exist")
+    if not path.is_dir():
+        return path
+    if weights := folder_weights(path):
+        return weights
+    pickle = next((path / name for name in FOLDER_PICKLES if (path / name).is_file()), None)
+    if pickle:
+        return pickle  # refused when it is opened, in a sentence of its own
+    raise AdapterNotFound(f"{path} is a folder without {' or '.join(FOLDER_WEIGHTS)}")
+
+
+def _grouped(tensors: TensorFile) -> dict[str, dict[str, str]]:
+    modules: dict[str, dict[str, str]] = {}
+    for name in tensors.names:
+        module, leaf = split(name)
+        if leaf in modules.setdefault(module, {}):
+            raise AdapterMismatch(f"{tensors.path} gives the same tensor twice: {modules[module][leaf]!r} and {name!r}")
+        modules[module][leaf] = name
+    if not modules:
+        raise UnknownKind(f"{tensors.path} holds no tensors")
+    leaves = {leaf for module in modules.values() for leaf in module}
+    if not any(map(is_adapter_leaf, leaves)):
+        first = ", ".join(map(repr, tensors.names[:3]))
+        raise UnknownKind(f"{tensors.path} holds no adapter but {first} and so on; is it a whole model?")
+    return modules

@@ -1,0 +1,162 @@
+"""The settings of a PEFT adapter that its tensors do not say: alpha, patterns, rsLoRA.
+
+They come in a folder's `adapter_config.json`, or, from diffusers, as JSON under the header key
+`lora_adapter_metadata` with the component before each key (`unet.lora_alpha`).
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from lora_edge.errors import AdapterFileDamaged, AdapterMismatch, AdapterValueError, UnknownKind
+
+CONFIG_FILE = "adapter_config.json"
+METADATA_KEY = "lora_adapter_metadata"
+MAX_BYTES = 16_000_000
+
+# Settings that change the mathematics and that lora-edge does not read: each must be absent, null, false or empty.
+UNREAD = (
+    "use_dora",
+    "fan_in_fan_out",
+    "lora_bias",
+    "modules_to_save",
+    "layer_replication",
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "trainable_token_indices",
+    "target_parameters",
+    "megatron_config",
+)
+
+QUANTIFIER = re.compile(r"[*+?{]")
+
+# Initialisations that change the base model too: a file is a difference to the original only after conversion.
+CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The settings of one component.
+
+    Attributes:
+        where: the file or header they come from, for messages.
+        rank: of every module that `rank_pattern` does not name, None where unsaid.
+        alpha: of every module that `alpha_pattern` does not name.
+        rank_pattern, alpha_pattern: regular expression for the end of a module's path -> its own number.
+        rslora: scale is alpha / sqrt(rank) (Kalajdzievski 2023).
+    """
+
+    where: str
+    rank: int | None
+    alpha: float
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    rslora: bool
+
+    @classmethod
+    def parse(cls, items: Mapping[str, Any], where: str) -> Self:
+        """Check the settings of one component.
+
+        Raises:
+            UnknownKind: another kind than LoRA, or a setting that changes the mathematics and is not read.
+            AdapterFileDamaged: a setting of another type than PEFT writes.
+            AdapterValueError: an alpha that is not finite.
+        """
+        if items.get("peft_type", "LORA") != "LORA":
+            raise UnknownKind(f"{where} is of the PEFT kind {items['peft_type']!r}; lora-edge reads LORA there")
+        for key in UNREAD:
+            if items.get(key):
+                raise UnknownKind(f"{where} sets {key}, which lora-edge does not read")
+        start = items.get("init_lora_weights")
+        if isinstance(start, str) and start.lower().startswith(CHANGED_BASES):
+            raise UnknownKind(f"{where} was trained from {start!r}, which changes the base; convert it to LoRA in PEFT")
+        ranks = {key: int(value) for key, value in _numbers(items, "rank_pattern", where).items()}
+        alphas = _numbers(items, "alpha_pattern", where)
+        rank = _number(items["r"], "r", where) if items.get("r") is not None else None
+        alpha = _number(items.get("lora_alpha", 8), "lora_alpha", where)  # 8 is PEFT's own default
+        return cls(where, int(rank) if rank else None, alpha, ranks, alphas, bool(items.get("use_rslora")))
+
+    def scale(self, module: str, rank: int) -> float:
+        """alpha / rank of a module; rank: rows of its `down`.
+
+        Raises:
+            AdapterMismatch: the settings give the module another rank.
+        """
+        said = _match(self.rank_pattern, module, self.rank)
+        if said is not None and said != rank:
+            raise AdapterMismatch(f"has rank {rank} where {self.where} says {said}")
+        alpha = _match(self.alpha_pattern, module, self.alpha)
+        return (alpha or 0.0) / (math.sqrt(rank) if self.rslora else rank)
+
+
+def read_folder_config(folder: Path) -> PeftConfig | None:
+    """The settings of a PEFT folder, None where it has no config. Raises as `PeftConfig.parse`."""
+    path = folder / CONFIG_FILE
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as reason:
+        raise AdapterFileDamaged(f"{path} cannot be read: {reason.strerror or reason}") from reason
+    if len(text) > MAX_BYTES:
+        raise AdapterFileDamaged(f"{path} is larger than {MAX_BYTES} bytes")
+    return PeftConfig.parse(_object(text, str(path)), str(path))
+
+
+def read_header_configs(metadata: Mapping[str, str], path: Path) -> dict[str, PeftConfig]:
+    """Component -> the settings in a header, empty where it has none. Raises as `PeftConfig.parse`."""
+    if METADATA_KEY not in metadata:
+        return {}
+    where = f"{METADATA_KEY} of {path}"
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in _object(metadata[METADATA_KEY], where).items():
+        component, _, setting = key.partition(".")
+        parts.setdefault(component, {})[setting] = value
+    return {component: PeftConfig.parse(items, where) for component, items in parts.items()}
+
+
+def _object(text: str | bytes, where: str) -> dict[str, Any]:
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError) as reason:
+        raise AdapterFileDamaged(f"{where} is not JSON: {reason}") from None
+    if not isinstance(items, dict):
+        raise AdapterFileDamaged(f"{where} is not a JSON object")
+    return items
+
+
+def _number(value: Any, key: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise AdapterFileDamaged(f"{where} gives {key} as {value!r} where a number belongs")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise AdapterValueError(f"{where} gives {key} as {value}, which is not finite")
+    return number
+
+
+def _numbers(items: Mapping[str, Any], key: str, where: str) -> dict[str, float]:
+    pattern = items.get(key) or {}
+    if not isinstance(pattern, dict):
+        raise AdapterFileDamaged(f"{where} gives {key} as something else than a map")
+    for name in pattern:
+        if len(QUANTIFIER.findall(name)) > 1:  # two may take exponential time to match
+            raise AdapterFileDamaged(f"{where} has {name!r} in {key}; at most one of * + ? {{ is read there")
+        try:
+            re.compile(name)
+        except (re.error, OverflowError, RecursionError):
+            raise AdapterFileDamaged(f"{where} has {name!r} in {key}, which is no regular expression") from None
+    return {name: _number(value, f"{key} of {name}", where) for name, value in pattern.items()}
+
+
+def _match(pattern: Mapping[str, float], module: str, otherwise: float | None) -> float | None:
+    """The first number whose key matches the whole path or its end after a dot (PEFT, get_pattern_key)."""
+    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module)), otherwise)
