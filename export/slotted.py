@@ -1,6 +1,6 @@
 """torch module -> the table of its slots, with the placement that costs fewest multiplications."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,12 +13,15 @@ from lora_edge.slots import Placement, Slot, SlotTable
 REFERENCE_ROWS = 2  # guidance asks for the prompt and the negative prompt in one batch
 
 
-def slot_table(recipe: Recipe, module: nn.Module, example: tuple[Tensor, ...]) -> SlotTable:
+def slot_table(
+    recipe: Recipe, module: nn.Module, config: Mapping[str, Any], example: tuple[Tensor, ...]
+) -> SlotTable:
     """Find every Linear and Conv2d without groups, and every norm with parameters.
 
     Args:
         recipe: of the component.
         module: the component.
+        config: its config.json.
         example: inputs at the reference size.
     """
     if not recipe.slotted:
@@ -31,7 +34,7 @@ def slot_table(recipe: Recipe, module: nn.Module, example: tuple[Tensor, ...]) -
         for _, slot, layer in named
         if isinstance(layer, nn.LayerNorm | nn.GroupNorm) and layer.weight is not None
     }
-    return SlotTable(recipe.component, slots, norms, recipe.facts(dict(module.config)))  # type: ignore[arg-type]
+    return SlotTable(recipe.component, slots, norms, recipe.facts(config))
 
 
 def _takes_update(layer: nn.Module) -> bool:

@@ -10,7 +10,12 @@ from lora_edge.arrays import Array
 from lora_edge.errors import BackendUnavailable, BundleDamaged, GraphFailed
 from lora_edge.graph import GraphInput
 
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+}
 
 
 def providers_here() -> list[str]:

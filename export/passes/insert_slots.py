@@ -56,6 +56,7 @@ def insert_slots(model: ir.Model, table: SlotTable) -> None:
         replacement = pattern(tape, layer, inputs, scale, constants)
         graph.insert_before(layer.last, list(tape.nodes))
         replacement.shape, replacement.dtype = layer.result.shape, layer.result.dtype
+        replacement.name, layer.result.name = layer.result.name, None  # it may be an output of the graph
         ir.convenience.replace_all_uses_with(layer.result, replacement, replace_graph_outputs=True)
         graph.remove(list(reversed(layer.nodes)), safe=True)
 

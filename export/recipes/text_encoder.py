@@ -25,6 +25,7 @@ class _Traced(nn.Module):
 def _load(class_name: str, folder: str) -> nn.Module:
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     model: nn.Module = getattr(transformers, class_name).from_pretrained(folder, dtype=torch.float32)
     return model.eval()
 

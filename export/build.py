@@ -1,0 +1,181 @@
+"""checkpoint -> bundle, top to bottom: load, trace once, insert the slots, write, verify against torch, rename."""
+
+import gc
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from safetensors.numpy import save_file
+from torch import nn
+
+from lora_edge.bundle import FORMAT, MANIFEST, Bundle, describe_files, fingerprint
+from lora_edge.errors import ExportError
+from lora_edge.export.checkpoint import Checkpoint, Part, settings_of
+from lora_edge.export.passes import PASSES
+from lora_edge.export.slotted import REFERENCE_ROWS, slot_table
+from lora_edge.export.tokenizer import write_tokenizer
+from lora_edge.export.trace import trace
+from lora_edge.export.verify import Outcome, verify
+from lora_edge.graph import OpenGraph
+from lora_edge.slots import ABI_VERSION, SlotTable
+
+EXTERNAL_FROM = 1024  # bytes from which a tensor goes into model.onnx.data
+STAGES = ("loading", "tracing", "inserting slots", "writing", "verifying")
+
+# Width of the text context -> the family of base models that adapters name.
+FAMILIES = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
+
+
+@dataclass
+class Listener:
+    """Hears how an export goes; the command line shows it as a progress bar.
+
+    Attributes:
+        begin: called with the number of stages.
+        stage: called when a stage begins, with what is being done.
+        outcome: called with the component and each comparison against torch.
+    """
+
+    begin: Callable[[int], None] = field(default=lambda total: None)
+    stage: Callable[[str], None] = field(default=lambda what: None)
+    outcome: Callable[[str, Outcome], None] = field(default=lambda component, outcome: None)
+
+
+def build(
+    source: str | Path,
+    target: str | Path,
+    open_graph: OpenGraph,
+    *,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+) -> Bundle:
+    """Export every component that the source has.
+
+    Args:
+        source: a folder in diffusers layout.
+        target: the bundle to write; it appears when it is whole and verified, or not at all.
+        open_graph: opens an ONNX file for the verification.
+        overwrite: replace a bundle that is already there.
+        listener: hears of the progress.
+
+    Raises:
+        CheckpointError: the source cannot be read, or is another architecture.
+        ExportError: the target exists, or torch cannot trace a component.
+        VerificationError: the graph differs from torch.
+    """
+    listener = listener or Listener()
+    checkpoint = Checkpoint.open(source)
+    final = Path(target)
+    _check_target(final, overwrite)
+    partial = final.with_name(final.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        listener.begin(len(checkpoint.parts) * len(STAGES) + 1)
+        components = {
+            part.recipe.component: _export(part, partial, open_graph, listener) for part in checkpoint.parts
+        }
+        listener.stage("hashing and writing the manifest")
+        _copy_settings(checkpoint, partial)
+        _write_manifest(checkpoint, partial, final.name, components)
+        Bundle.open(partial)
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return Bundle.open(final)
+
+
+def _check_target(final: Path, overwrite: bool) -> None:
+    if final.exists() and not overwrite:
+        raise ExportError(f"{final} exists already; pass overwrite (--force) to replace it")
+    if final.exists() and not (final / MANIFEST).is_file():
+        raise ExportError(f"{final} exists and is not a bundle, so it is not replaced; choose another name")
+
+
+def _export(part: Part, partial: Path, open_graph: OpenGraph, listener: Listener) -> dict[str, Any]:
+    """One component: its manifest entry."""
+    recipe = part.recipe
+
+    def stage(index: int) -> None:
+        listener.stage(f"{recipe.component}: {STAGES[index]}")
+
+    stage(0)
+    module = part.load()
+    config = settings_of(module)
+    size = 2 ** len(config.get("block_out_channels", ()))
+    example = recipe.example(config, 2, size)
+    table = slot_table(recipe, module, config, recipe.example(config, 1, recipe.reference(config) or size))
+    stage(1)
+    model = trace(recipe, module, example)
+    stage(2)
+    for transform in PASSES:
+        transform(model, table)
+    stage(3)
+    graph = partial / recipe.component / "model.onnx"
+    _write_component(part, module, table, model, graph)
+    del model
+    gc.collect()
+    stage(4)
+    outcomes = verify(
+        open_graph(graph), recipe, module, table, example, lambda outcome: listener.outcome(recipe.component, outcome)
+    )
+    return {
+        "graph": graph.relative_to(partial).as_posix(),
+        "slots": [slot.to_json() for slot in table],
+        "norms": dict(table.norms),
+        "facts": dict(table.facts),
+        "verification": [outcome.to_json() for outcome in outcomes],
+    }
+
+
+def _write_component(part: Part, module: nn.Module, table: SlotTable, model: ir.Model, graph: Path) -> None:
+    graph.parent.mkdir()
+    ir.save(model, graph, external_data=graph.name + ".data", size_threshold_bytes=EXTERNAL_FROM)
+    shutil.copyfile(part.folder / "config.json", graph.parent / "config.json")
+    if table.norms:
+        wanted = {f"{norm}.{leaf}" for norm in table.norms for leaf in ("weight", "bias")}
+        named = {part.recipe.canonical(name): parameter for name, parameter in module.named_parameters()}
+        save_file({name: named[name].detach().numpy() for name in sorted(wanted)}, graph.parent / "norms.safetensors")
+
+
+def _copy_settings(checkpoint: Checkpoint, partial: Path) -> None:
+    if checkpoint.index:
+        _write_json(partial / "model_index.json", checkpoint.index)
+    scheduler = checkpoint.config("scheduler", "scheduler_config.json")
+    if scheduler:
+        (partial / "scheduler").mkdir()
+        _write_json(partial / "scheduler" / "scheduler_config.json", scheduler)
+    for folder in ("tokenizer", "tokenizer_2"):
+        if (checkpoint.folder / folder).is_dir():
+            write_tokenizer(checkpoint.folder / folder, partial / folder)
+
+
+def _write_manifest(checkpoint: Checkpoint, partial: Path, name: str, components: dict[str, Any]) -> None:
+    files = describe_files(partial)
+    unet = next((part.config for part in checkpoint.parts if part.recipe.component == "unet"), {})
+    scheduler = checkpoint.config("scheduler", "scheduler_config.json")
+    _write_json(
+        partial / MANIFEST,
+        {
+            "format": FORMAT,
+            "abi": ABI_VERSION,
+            "name": name,
+            "family": FAMILIES.get(unet.get("cross_attention_dim", 0), "custom"),
+            "prediction_type": scheduler.get("prediction_type", "epsilon"),
+            "reference": {"rows": REFERENCE_ROWS, "latent": unet.get("sample_size")},
+            "components": components,
+            "fingerprint": fingerprint(files),
+            "files": files,
+        },
+    )
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,208 @@
+"""Bundles on disk: the manifest, and opening one without trusting it.
+
+    bundle/
+      lora_edge.json            this manifest
+      model_index.json          as diffusers writes it
+      unet/model.onnx           graph; model.onnx.data its weights; config.json; norms.safetensors
+      text_encoder/  vae_decoder/  vae_encoder/
+      tokenizer/  scheduler/scheduler_config.json
+
+The manifest is JSON: `format` and `abi` versions, `family`, `prediction_type`, `reference`, `components` (graph file,
+slots in lane order, norms, facts, verification), `files` (size and sha256 of every other file) and a `fingerprint`,
+which packs name. Rules of change: entries are added, never given another meaning; a reader refuses a `format` or an
+`abi` that it does not list.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from lora_edge.arrays import FloatArray
+from lora_edge.errors import BundleDamaged, BundleNotFound, BundleVersionError, ComponentMissing
+from lora_edge.slots import ABI_VERSION, Slot, SlotTable
+from lora_edge.tensorfile import TensorFile
+
+MANIFEST = "lora_edge.json"
+FORMAT = 1
+READABLE_FORMATS = (1,)
+READABLE_ABIS = (ABI_VERSION,)
+MAX_MANIFEST = 64 << 20
+
+Check = Literal["size", "full"]
+
+
+@dataclass(frozen=True)
+class Component:
+    """One compiled model of a bundle.
+
+    Attributes:
+        name: `unet`, `text_encoder`, `vae_decoder`, …
+        graph: path of the ONNX file.
+        table: its slots.
+        config: the component's own config.json.
+    """
+
+    name: str
+    graph: Path
+    table: SlotTable
+    config: Mapping[str, Any]
+
+    def norms(self) -> dict[str, FloatArray]:
+        """`<norm>.weight` and `<norm>.bias` -> the base's values [channels] float32."""
+        if not self.table.norms:
+            return {}
+        file = TensorFile.open(self.graph.parent / "norms.safetensors", BundleDamaged)
+        return {name: file.read(name) for name in file.names}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose versions, paths and sizes have been checked.
+
+    Attributes:
+        folder: where it is.
+        manifest: lora_edge.json.
+        components: by name.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    components: Mapping[str, Component]
+
+    @classmethod
+    def open(cls, folder: str | Path, check: Check = "size") -> "Bundle":
+        """Read the manifest and check the files against it.
+
+        Args:
+            folder: the bundle.
+            check: "size" compares sizes; "full" hashes every file too.
+
+        Raises:
+            BundleNotFound: no manifest there.
+            BundleVersionError: another format or graph contract.
+            BundleDamaged: the manifest cannot be read, or a file is missing, changed or outside the folder.
+        """
+        folder = Path(folder)
+        manifest = _read_manifest(folder)
+        for word, readable in (("format", READABLE_FORMATS), ("abi", READABLE_ABIS)):
+            if manifest.get(word) not in readable:
+                raise BundleVersionError(
+                    f"{folder} was written with {word} {manifest.get(word)!r}; this version reads "
+                    f"{', '.join(map(str, readable))}: export it again, or use the lora-edge that wrote it"
+                )
+        try:
+            for path, entry in manifest["files"].items():
+                _check_file(folder, path, int(entry["size"]), str(entry["sha256"]) if check == "full" else None)
+            components = {
+                name: _component(folder, name, entry) for name, entry in manifest["components"].items()
+            }
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise BundleDamaged(f"{folder / MANIFEST} lacks or misspells an entry: {error!r}; export it again") from error
+        return cls(folder, manifest, components)
+
+    def component(self, name: str) -> Component:
+        """A component by name.
+
+        Raises:
+            ComponentMissing: the bundle has none of that name.
+        """
+        if name not in self.components:
+            raise ComponentMissing(f"{self.folder} has no {name}; it has {', '.join(self.components)}")
+        return self.components[name]
+
+    @property
+    def tables(self) -> list[SlotTable]:
+        """Slot tables of the components that take updates."""
+        return [component.table for component in self.components.values() if len(component.table)]
+
+    @property
+    def name(self) -> str:
+        """What the bundle is called: the checkpoint's name."""
+        return str(self.manifest.get("name") or self.folder.resolve().name)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies graphs and weights, whatever the folder is called."""
+        return str(self.manifest["fingerprint"])
+
+    def read_json(self, path: str) -> dict[str, Any]:
+        """A JSON file of the bundle, such as `scheduler/scheduler_config.json`."""
+        return _read_json(self.folder / path)
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Relative path -> size and sha256 of every file below a folder, sorted."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)} for path in paths
+    }
+
+
+def fingerprint(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """sha256 over names and hashes of the graph files."""
+    lines = [f"{path} {entry['sha256']}" for path, entry in sorted(files.items()) if ".onnx" in path]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify_files(bundle: Bundle) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Each file of the manifest with a check that hashes it, for a caller that shows progress."""
+    for path, entry in bundle.manifest["files"].items():
+        yield path, lambda path=path, entry=entry: _check_file(  # type: ignore[misc]
+            bundle.folder, path, entry["size"], entry["sha256"]
+        )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleNotFound(f"{folder} is not a bundle: it has no {MANIFEST}; make one with `lora-edge export`")
+    if path.stat().st_size > MAX_MANIFEST:
+        raise BundleDamaged(f"{path} is larger than a manifest can be ({path.stat().st_size} bytes)")
+    return _read_json(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleDamaged(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(read, dict):
+        raise BundleDamaged(f"{path} is not a JSON object")
+    return read
+
+
+def _inside(folder: Path, path: str) -> Path:
+    """A manifest names files below its own folder only."""
+    pure = PurePosixPath(path)
+    inside = folder / pure
+    if pure.is_absolute() or ".." in pure.parts or not inside.resolve().is_relative_to(folder.resolve()):
+        raise BundleDamaged(f"{folder / MANIFEST} names the file {path!r}, which lies outside the bundle")
+    return inside
+
+
+def _check_file(folder: Path, path: str, size: int, digest: str | None) -> None:
+    file = _inside(folder, path)
+    if not file.is_file():
+        raise BundleDamaged(f"{folder} lacks {path}; copy the bundle again or export it anew")
+    if file.stat().st_size != size:
+        raise BundleDamaged(f"{file} has {file.stat().st_size} bytes and should have {size}; copy the bundle again")
+    if digest is not None and sha256(file) != digest:
+        raise BundleDamaged(f"{file} was changed after the export (its sha256 differs); copy the bundle again")
+
+
+def _component(folder: Path, name: str, entry: Mapping[str, Any]) -> Component:
+    graph = _inside(folder, entry["graph"])
+    if not graph.is_file():
+        raise BundleDamaged(f"{folder} lacks {entry['graph']}; copy the bundle again or export it anew")
+    slots = tuple(Slot.from_json(item) for item in entry["slots"])
+    table = SlotTable(name, slots, dict(entry["norms"]), dict(entry["facts"]))
+    return Component(name, graph, table, _read_json(graph.parent / "config.json"))

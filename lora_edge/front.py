@@ -1,0 +1,32 @@
+"""The front door: beside the command line, the one place that joins the rooms, and only inside functions."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora_edge.bundle import Bundle
+
+_WANTED = "exporting needs torch, diffusers and transformers: pip install 'lora-edge[export]'"
+
+
+def export(source: str | Path, target: str | Path, *, overwrite: bool = False, listener: Any = None) -> "Bundle":
+    """Export a checkpoint into a bundle.
+
+    Args:
+        source: a folder in diffusers layout, SD1 architecture of any size.
+        target: the bundle to write; it appears when it is whole and verified against torch, or not at all.
+        overwrite: replace a bundle that is already there.
+        listener: an `export.build.Listener` that hears of the progress.
+
+    Raises:
+        ExportError: a package of the [export] extra is missing, or see `export.build.build`.
+    """
+    try:
+        from lora_edge.export.build import build
+    except ModuleNotFoundError as error:
+        from lora_edge.errors import ExportError
+
+        raise ExportError(f"{_WANTED} ({error})") from error
+    from lora_edge.runtime.session import Session
+
+    return build(source, target, Session, overwrite=overwrite, listener=listener)
