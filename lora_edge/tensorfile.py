@@ -114,7 +114,7 @@ class TensorFile:
         """Map a file and check its header; `error` is the class raised for whatever is wrong with it."""
         path = Path(path)
         try:
-            with path.open("rb") as file:
+            with _opened(path, error) as file:
                 header = _header(file, path, error)
                 return cls(path, header, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), error)
         except OSError as reason:
@@ -173,7 +173,7 @@ def read_header(path: str | Path, error: type[LoraEdgeError] = AdapterFileDamage
     """The checked header alone; no map is made. Raises `error` as `TensorFile.open` does."""
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with _opened(path, error) as file:
             return _header(file, path, error)
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror or reason}") from reason
@@ -188,6 +188,12 @@ def data_sha256(path: str | Path) -> str:
     with Path(path).open("rb") as file:
         file.seek(read_header(path).data_start)
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _opened(path: Path, error: type[LoraEdgeError]) -> BinaryIO:
+    if path.exists() and not path.is_file():  # a pipe would wait for ever
+        raise error(f"{path} is not a regular file")
+    return path.open("rb")
 
 
 def _header(file: BinaryIO, path: Path, error: type[LoraEdgeError]) -> Header:
