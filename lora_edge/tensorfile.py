@@ -185,8 +185,9 @@ def data_sha256(path: str | Path) -> str:
     Raises:
         AdapterFileDamaged: as for `TensorFile.open`.
     """
+    start = read_header(path).data_start
     with Path(path).open("rb") as file:
-        file.seek(read_header(path).data_start)
+        file.seek(start)
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
