@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from lora_edge.runtime.levels import Level
-from lora_edge.runtime.schedule import Schedule
 
 from lora_edge.arrays import FloatArray
+from lora_edge.runtime.levels import Level, blend
+from lora_edge.runtime.schedule import Schedule
 
 Predict: TypeAlias = Callable[[FloatArray, float], FloatArray]
 """A model: latents [rows, channels, height, width] float32 and timestep -> prediction of the same shape."""
@@ -29,17 +29,17 @@ Denoise: TypeAlias = Callable[[FloatArray, Level], Estimate]
 
 def _epsilon(x: FloatArray, prediction: FloatArray, level: Level) -> Estimate:
     """Ho et al., "Denoising Diffusion Probabilistic Models", arXiv:2006.11239: the noise."""
-    return Estimate((x - level.sigma * prediction) / level.alpha, prediction)
+    return Estimate(level.image(x, prediction), prediction)
 
 
 def _velocity(x: FloatArray, prediction: FloatArray, level: Level) -> Estimate:
     """Salimans and Ho, "Progressive Distillation", arXiv:2202.00512, appendix D: alpha * noise - sigma * image."""
-    return Estimate(level.alpha * x - level.sigma * prediction, level.alpha * prediction + level.sigma * x)
+    return Estimate(blend(level.alpha, x, -level.sigma, prediction), blend(level.alpha, prediction, level.sigma, x))
 
 
 def _sample(x: FloatArray, prediction: FloatArray, level: Level) -> Estimate:
     """The image."""
-    return Estimate(prediction, (x - level.alpha * prediction) / level.sigma)
+    return Estimate(prediction, level.noise(x, prediction))
 
 
 ESTIMATES: Mapping[str, Callable[[FloatArray, FloatArray, Level], Estimate]] = {
@@ -52,14 +52,14 @@ ESTIMATES: Mapping[str, Callable[[FloatArray, FloatArray, Level], Estimate]] = {
 def denoiser(predict: Predict, schedule: Schedule) -> Denoise:
     """A model as a sampler sees it: latents and level -> `Estimate`.
 
-    The denoised part is clipped where the schedule says so; the noise is what the model meant.
+    The image is clipped where the schedule says so; the noise is what the model meant.
     """
     estimate = ESTIMATES[schedule.prediction_type]
     bound = schedule.clip_sample_range if schedule.clip_sample else float("inf")
 
     def denoise(x: FloatArray, level: Level) -> Estimate:
-        denoised, noise = estimate(x, predict(x, level.timestep), level)
-        return Estimate(denoised.clip(-bound, bound), noise)
+        image, noise = estimate(x, predict(x, level.timestep), level)
+        return Estimate(image.clip(-bound, bound), noise)
 
     return denoise
 
@@ -83,15 +83,15 @@ def guided(model: Predict, guidance: float, rescale: float = 0.0) -> Predict:
 
     def predict(x: FloatArray, timestep: float) -> FloatArray:
         negative, positive = np.split(model(np.concatenate([x, x]), timestep), 2)
-        mixed = negative + guidance * (positive - negative)
+        mixed = blend(1, negative, guidance, positive - negative)
         if rescale:
-            contrast = _deviation(positive) / _deviation(mixed)
-            mixed = mixed * (rescale * contrast + (1 - rescale))
-        return mixed.astype(np.float32, copy=False)
+            mixed = blend(rescale, mixed * (_deviation(positive) / _deviation(mixed)), 1 - rescale, mixed)
+        return mixed
 
     return predict
 
 
 def _deviation(values: FloatArray) -> FloatArray:
     """Standard deviation of each row: [rows, 1, 1, 1]."""
-    return np.std(values, axis=tuple(range(1, values.ndim)), keepdims=True)
+    deviation: FloatArray = np.std(values, axis=tuple(range(1, values.ndim)), keepdims=True)
+    return deviation

@@ -9,12 +9,19 @@ that of the multistep solvers (one rung more, the lowest left out), `distilled` 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
+
+from lora_edge.arrays import FloatArray
+from lora_edge.errors import RequestError
 from lora_edge.runtime.schedule import Doubles, Schedule
 
-from lora_edge.errors import RequestError
+
+def blend(a: float, x: FloatArray, b: float, y: FloatArray) -> FloatArray:
+    """a * x + b * y in the precision of x and y."""
+    # numpy keeps float32 times a Python number in float32; its type stubs say float64.
+    return cast(FloatArray, a * x + b * y)
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,7 @@ class Level:
     """One rung: latents here are `alpha * image + sigma * noise`.
 
     Attributes:
-        timestep: what the model is told, in training steps, maybe fractional; nan on the last rung of a ladder, where
+        timestep: what the model is told, in training steps, maybe fractional; -1 on the last rung of a ladder, where
             the model is not asked.
         alpha, sigma: weights of image and noise.
     """
@@ -30,6 +37,18 @@ class Level:
     timestep: float
     alpha: float
     sigma: float
+
+    def latents(self, image: FloatArray, noise: FloatArray) -> FloatArray:
+        """What image and noise make here."""
+        return blend(self.alpha, image, self.sigma, noise)
+
+    def image(self, latents: FloatArray, noise: FloatArray) -> FloatArray:
+        """What is left of latents without that noise."""
+        return blend(1 / self.alpha, latents, -self.sigma / self.alpha, noise)
+
+    def noise(self, latents: FloatArray, image: FloatArray) -> FloatArray:
+        """What is left of latents without that image."""
+        return blend(1 / self.sigma, latents, -self.alpha / self.sigma, image)
 
     @property
     def ratio(self) -> float:
@@ -70,7 +89,7 @@ def spread(schedule: Schedule, steps: int) -> Ladder:
         sigmas = _karras(sigmas[0], sigmas[-1], steps)
         timesteps = _timesteps_at(schedule, sigmas)
     # This tradition ends with image + sigma * noise, the image unscaled.
-    last = Level(float("nan"), 1.0, _FINAL_SIGMA[schedule.final_sigmas_type](schedule))
+    last = Level(-1.0, 1.0, _FINAL_SIGMA[schedule.final_sigmas_type](schedule))
     levels = (*_from_sigmas(timesteps, sigmas), last)
     # Leading spacing does not begin at the noisiest level, so its first latent is as strong as noise plus image.
     return _checked(Ladder(levels, 1.0 if schedule.timestep_spacing == "leading" else levels[0].sigma), schedule)
@@ -92,7 +111,7 @@ def solved(schedule: Schedule, steps: int) -> Ladder:
         sigmas = _karras(schedule.sigmas[-1], schedule.sigmas[0], steps)
         timesteps = _timesteps_at(schedule, sigmas).round()
     final = np.array([_FINAL_SIGMA[schedule.final_sigmas_type](schedule)])
-    return _checked(Ladder(_from_sigmas(timesteps, sigmas) + _from_sigmas(np.array([np.nan]), final)), schedule)
+    return _checked(Ladder(_from_sigmas(timesteps, sigmas) + _from_sigmas(np.array([-1.0]), final)), schedule)
 
 
 def distilled(schedule: Schedule, steps: int) -> Ladder:
@@ -106,7 +125,7 @@ def distilled(schedule: Schedule, steps: int) -> Ladder:
 
 
 def _linspace(schedule: Schedule, rungs: int) -> Doubles:
-    return np.linspace(schedule.num_train_timesteps - 1, 0, rungs)
+    return np.linspace(schedule.num_train_timesteps - 1, 0, rungs).astype(np.float64)
 
 
 def _leading(schedule: Schedule, rungs: int) -> Doubles:
@@ -156,7 +175,7 @@ def _from_sigmas(timesteps: Doubles, sigmas: Doubles) -> tuple[Level, ...]:
 def _from_alpha_bars(schedule: Schedule, timesteps: Doubles, final: float) -> tuple[Level, ...]:
     inside = timesteps.astype(np.int64).clip(0, schedule.num_train_timesteps - 1)
     alpha_bars = np.append(schedule.alpha_bars[inside], final)
-    return tuple(map(_level, np.append(timesteps, np.nan), np.sqrt(alpha_bars), np.sqrt(1 - alpha_bars)))
+    return tuple(map(_level, np.append(timesteps, -1), np.sqrt(alpha_bars), np.sqrt(1 - alpha_bars)))
 
 
 def _level(timestep: float, alpha: float, sigma: float) -> Level:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_edge.arrays import FloatArray
 from lora_edge.errors import RequestError
 
 Doubles = NDArray[np.float64]
@@ -106,13 +107,13 @@ class Schedule:
     def alpha_bars(self) -> Doubles:
         """alpha**2 of each training step: [timesteps] float64, descending.
 
-        Trainers keep betas and their complements in float32; a model has learned these numbers, so they are rounded
-        at the same two places. Everything else is float64.
+        Trainers keep these tables in float32, and 1 - alpha**2 of the first step has few digits there. A model has
+        learned those very numbers, so they are rounded where trainers round. Everything after is float64.
         """
-        betas = _float32(self.betas)
+        betas = self.betas.astype(np.float32)
         if self.rescale_betas_zero_snr:
-            betas = _float32(_zero_terminal_snr(betas))
-        return _float32(np.cumprod(_float32(1 - betas)))
+            betas = _zero_terminal_snr(betas)
+        return _alpha_bars(betas).astype(np.float64)
 
     @cached_property
     def alpha_bars_floored(self) -> Doubles:
@@ -128,13 +129,13 @@ class Schedule:
         return np.sqrt((1 - self.alpha_bars_floored) / self.alpha_bars_floored)
 
 
-def _float32(values: Doubles) -> Doubles:
-    return values.astype(np.float32).astype(np.float64)
+def _alpha_bars(betas: FloatArray) -> FloatArray:
+    return np.cumprod(1 - betas, dtype=np.float64).astype(np.float32)
 
 
 def _scaled_linear(schedule: Schedule) -> Doubles:
-    roots = np.linspace(schedule.beta_start**0.5, schedule.beta_end**0.5, schedule.num_train_timesteps)
-    return _float32(roots) ** 2
+    roots: Doubles = np.linspace(schedule.beta_start**0.5, schedule.beta_end**0.5, schedule.num_train_timesteps)
+    return roots * roots
 
 
 def _squared_cosine(schedule: Schedule) -> Doubles:
@@ -144,10 +145,10 @@ def _squared_cosine(schedule: Schedule) -> Doubles:
     return np.minimum(1 - signal[1:] / signal[:-1], 0.999)
 
 
-def _zero_terminal_snr(betas: Doubles) -> Doubles:
+def _zero_terminal_snr(betas: FloatArray) -> FloatArray:
     """Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", arXiv:2305.08891, algorithm 1."""
-    alphas = np.sqrt(np.cumprod(1 - betas))
-    shifted = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
+    alphas = np.sqrt(_alpha_bars(betas))
+    shifted = (alphas - alphas[-1]) * (alphas[0] / (alphas[0] - alphas[-1]))
     signal = shifted**2
     return 1 - np.concatenate([signal[:1], signal[1:] / signal[:-1]])
 

@@ -30,8 +30,10 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+from lora_edge.arrays import FloatArray
+from lora_edge.errors import RequestError
 from lora_edge.runtime.denoise import Denoise, Predict, denoiser
-from lora_edge.runtime.levels import Ladder, Level, Levels, distilled, indexed, solved, spread
+from lora_edge.runtime.levels import Ladder, Level, Levels, blend, distilled, indexed, solved, spread
 from lora_edge.runtime.noise import Noise
 from lora_edge.runtime.samplers.ddim import ddim
 from lora_edge.runtime.samplers.dpmpp_2m import dpmpp_2m
@@ -43,9 +45,6 @@ from lora_edge.runtime.samplers.pndm import pndm
 from lora_edge.runtime.samplers.step import Step
 from lora_edge.runtime.samplers.unipc import unipc
 from lora_edge.runtime.schedule import Schedule
-
-from lora_edge.arrays import FloatArray
-from lora_edge.errors import RequestError
 
 __all__ = ["ALIASES", "NATIVE", "SAMPLERS", "Plan", "Sampler", "Step", "find", "native", "plan"]
 
@@ -149,9 +148,8 @@ class Plan:
             image: latents of an image to start from, in the same shape, for plans of less than full strength.
         """
         if image is None:
-            return self.ladder.start * unit
-        first = self.ladder.levels[0]
-        return first.alpha * image + first.sigma * unit
+            return blend(self.ladder.start, unit, 0, unit)
+        return self.ladder.levels[0].latents(image, unit)
 
     def run(self, predict: Predict, x: FloatArray, noise: Noise) -> Iterator[Step]:
         """Goes down the ladder.
@@ -223,7 +221,7 @@ def native(config: Mapping[str, Any]) -> str:
     Raises:
         RequestError: it was written for a scheduler that is not here.
     """
-    scheduler = config.get("_class_name")
+    scheduler = str(config.get("_class_name"))
     if scheduler not in NATIVE:
         raise RequestError(f"no sampler does what {scheduler} does: name one of {', '.join(SAMPLERS)}")
     return NATIVE[scheduler]

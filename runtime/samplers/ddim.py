@@ -6,17 +6,16 @@ Song, Meng and Ermon, "Denoising Diffusion Implicit Models", arXiv:2010.02502, e
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from lora_edge.arrays import FloatArray
 from lora_edge.runtime.denoise import Denoise
 from lora_edge.runtime.levels import Level
 from lora_edge.runtime.noise import Noise
 from lora_edge.runtime.samplers.step import Step
 
-from lora_edge.arrays import FloatArray
-
 
 def ddim(denoise: Denoise, x: FloatArray, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
-    """Draws no noise."""
+    """Draws no noise. The step is that of euler; the levels are not."""
     for here, there in pairwise(levels):
         estimate = denoise(x, here)
-        x = there.alpha * estimate.denoised + there.sigma * estimate.noise
+        x = there.latents(estimate.denoised, estimate.noise)
         yield Step(x, estimate.denoised)

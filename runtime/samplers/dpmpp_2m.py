@@ -7,12 +7,11 @@ arXiv:2211.01095, algorithm 2.
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from lora_edge.arrays import FloatArray
 from lora_edge.runtime.denoise import Denoise
-from lora_edge.runtime.levels import Level
+from lora_edge.runtime.levels import Level, blend
 from lora_edge.runtime.noise import Noise
 from lora_edge.runtime.samplers.step import Step
-
-from lora_edge.arrays import FloatArray
 
 # With fewer steps than this the last one is first order even where it ends with noise, for stability (section 4.2).
 FEW = 15
@@ -29,7 +28,8 @@ def dpmpp_2m(denoise: Denoise, x: FloatArray, levels: Sequence[Level], noise: No
         last = index == steps - 1
         if before is not None and not (last and (there.sigma == 0 or steps < FEW)):
             past, past_width = before
-            target = image + (width / past_width / 2) * (image - past)
-        x = (there.sigma / here.sigma) * x + (there.alpha - there.sigma / here.ratio) * target
+            lean = width / past_width / 2
+            target = blend(1 + lean, image, -lean, past)
+        x = blend(there.sigma / here.sigma, x, there.alpha - there.sigma / here.ratio, target)
         before = image, width
         yield Step(x, image)

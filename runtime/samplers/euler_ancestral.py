@@ -7,23 +7,21 @@ as ancestral sampling (Song et al., "Score-Based Generative Modeling through SDE
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from lora_edge.arrays import FloatArray
 from lora_edge.runtime.denoise import Denoise
-from lora_edge.runtime.levels import Level
+from lora_edge.runtime.levels import Level, blend
 from lora_edge.runtime.noise import Noise
 from lora_edge.runtime.samplers.step import Step
-
-from lora_edge.arrays import FloatArray
 
 
 def euler_ancestral(denoise: Denoise, x: FloatArray, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
     """Draws noise once a step, except for the last, which ends without any."""
     for here, there in pairwise(levels):
-        image = denoise(x, here).denoised
-        grain = (x - here.alpha * image) / here.sigma
+        estimate = denoise(x, here)
         # The noise of the next level, split into what is kept of the old and what is new: down**2 + up**2 = ratio**2.
         down = there.ratio**2 / here.ratio
         up = (there.ratio**2 - down**2) ** 0.5
-        x = there.alpha * (image + down * grain)
+        x = blend(there.alpha, estimate.denoised, there.alpha * down, estimate.noise)
         if up > 0:
-            x = x + there.alpha * up * noise.normal(x.shape)
-        yield Step(x, image)
+            x = blend(1, x, there.alpha * up, noise.normal(x.shape))
+        yield Step(x, estimate.denoised)

@@ -7,12 +7,11 @@ arXiv:2310.04378, algorithm 3 and the boundary condition of section 4.1.
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from lora_edge.arrays import FloatArray
 from lora_edge.runtime.denoise import Denoise
-from lora_edge.runtime.levels import Level
+from lora_edge.runtime.levels import Level, blend
 from lora_edge.runtime.noise import Noise
 from lora_edge.runtime.samplers.step import Step
-
-from lora_edge.arrays import FloatArray
 
 SIGMA_DATA = 0.5
 TIMESTEP_SCALING = 10.0
@@ -24,8 +23,6 @@ def lcm(denoise: Denoise, x: FloatArray, levels: Sequence[Level], noise: Noise) 
         time = here.timestep * TIMESTEP_SCALING
         skip = SIGMA_DATA**2 / (time**2 + SIGMA_DATA**2)
         out = time / (time**2 + SIGMA_DATA**2) ** 0.5
-        image = out * denoise(x, here).denoised + skip * x
-        x = there.alpha * image
-        if there.sigma > 0:
-            x = x + there.sigma * noise.normal(x.shape)
+        image = blend(out, denoise(x, here).denoised, skip, x)
+        x = there.latents(image, noise.normal(x.shape)) if there.sigma > 0 else image
         yield Step(x, image)

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
-from lora_edge.runtime.denoise import Denoise
-from lora_edge.runtime.levels import Level
-from lora_edge.runtime.noise import Noise
-from lora_edge.runtime.samplers.step import Step
 
 from lora_edge.arrays import FloatArray
+from lora_edge.runtime.denoise import Denoise
+from lora_edge.runtime.levels import Level, blend
+from lora_edge.runtime.noise import Noise
+from lora_edge.runtime.samplers.step import Step
 
 # Adams-Bashforth weights by number of known predictions, the newest first.
 WEIGHTS = {
@@ -31,19 +31,10 @@ def pndm(denoise: Denoise, x: FloatArray, levels: Sequence[Level], noise: Noise)
         grain = denoise(x, here).noise
         history = [grain, *history][: len(WEIGHTS)]
         if index == 0 and len(levels) > 2:
-            mixed = (grain + denoise(_transfer(x, grain, here, there), there).noise) / 2
+            guess = there.latents(here.image(x, grain), grain)
+            mixed = blend(0.5, grain, 0.5, denoise(guess, there).noise)
         else:
-            weighted = (weight * past for weight, past in zip(WEIGHTS[len(history)], history, strict=True))
-            mixed = sum(weighted, start=np.zeros_like(x))
-        image = _image(x, mixed, here)
-        x = _transfer(x, mixed, here, there)
+            mixed = np.tensordot(np.array(WEIGHTS[len(history)], np.float32), np.stack(history), axes=1)
+        image = here.image(x, mixed)
+        x = there.latents(image, mixed)
         yield Step(x, image)
-
-
-def _image(x: FloatArray, noise: FloatArray, level: Level) -> FloatArray:
-    return (x - level.sigma * noise) / level.alpha
-
-
-def _transfer(x: FloatArray, noise: FloatArray, here: Level, there: Level) -> FloatArray:
-    """Equation 11: from one level to another along given noise."""
-    return there.alpha * _image(x, noise, here) + there.sigma * noise
