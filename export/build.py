@@ -76,9 +76,7 @@ def build(
     partial.mkdir(parents=True)
     try:
         listener.begin(len(checkpoint.parts) * len(STAGES) + 1)
-        components = {
-            part.recipe.component: _export(part, partial, open_graph, listener) for part in checkpoint.parts
-        }
+        components = {part.recipe.component: _export(part, partial, open_graph, listener) for part in checkpoint.parts}
         listener.stage("hashing and writing the manifest")
         _copy_settings(checkpoint, partial)
         _write_manifest(checkpoint, partial, final.name, components)

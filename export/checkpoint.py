@@ -75,7 +75,7 @@ def _part(folder: Path, index: Mapping[str, Any], recipe: Recipe) -> Part | None
     place = folder / recipe.folder
     if not (place / "config.json").is_file():
         if index.get(recipe.folder, [None])[0] is not None:
-            raise CheckpointError(f"{folder}/model_index.json names a {recipe.folder}, but {place}/config.json is missing")
+            raise CheckpointError(f"model_index.json names a {recipe.folder}, but {place}/config.json is missing")
         return None
     config = read_json(place / "config.json")
     class_name = (index.get(recipe.folder) or [None, None])[1] or config.get("_class_name")

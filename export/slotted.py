@@ -7,15 +7,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lora_edge.export.recipes import Recipe
-
 from lora_edge.slots import Placement, Slot, SlotTable
 
 REFERENCE_ROWS = 2  # guidance asks for the prompt and the negative prompt in one batch
 
 
-def slot_table(
-    recipe: Recipe, module: nn.Module, config: Mapping[str, Any], example: tuple[Tensor, ...]
-) -> SlotTable:
+def slot_table(recipe: Recipe, module: nn.Module, config: Mapping[str, Any], example: tuple[Tensor, ...]) -> SlotTable:
     """Find every Linear and Conv2d without groups, and every norm with parameters.
 
     Args:

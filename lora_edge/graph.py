@@ -12,7 +12,7 @@ from lora_edge.arrays import Array
 
 @dataclass(frozen=True)
 class GraphInput:
-    """A required input; axes that are words are free."""
+    """An input; axes that are words are free."""
 
     shape: tuple[int | str, ...]
     dtype: np.dtype[Any]
@@ -23,7 +23,11 @@ class Graph(Protocol):
 
     @property
     def inputs(self) -> Mapping[str, GraphInput]:
-        """Inputs that must be given; those of adapters are optional and not listed."""
+        """Inputs that must be given."""
+
+    @property
+    def optional(self) -> Mapping[str, GraphInput]:
+        """Inputs of adapters, which have defaults."""
 
     @property
     def outputs(self) -> tuple[str, ...]:

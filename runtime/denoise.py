@@ -33,7 +33,7 @@ def _epsilon(x: FloatArray, prediction: FloatArray, level: Level) -> Estimate:
 
 
 def _velocity(x: FloatArray, prediction: FloatArray, level: Level) -> Estimate:
-    """Salimans and Ho, "Progressive Distillation", arXiv:2202.00512, appendix D: alpha * noise - sigma * image."""
+    """Salimans and Ho, "Progressive Distillation", arXiv:2202.00512: alpha * noise - sigma * image."""
     return Estimate(blend(level.alpha, x, -level.sigma, prediction), blend(level.alpha, prediction, level.sigma, x))
 
 

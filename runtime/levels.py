@@ -135,7 +135,7 @@ def _leading(schedule: Schedule, rungs: int) -> Doubles:
 
 def _trailing(schedule: Schedule, rungs: int) -> Doubles:
     length = schedule.num_train_timesteps
-    return (length - np.arange(rungs) * (length / rungs)).round() - 1
+    return np.round(length - np.arange(rungs, dtype=np.float64) * (length / rungs)) - 1
 
 
 _SPACINGS: Mapping[str, Callable[[Schedule, int], Doubles]] = {

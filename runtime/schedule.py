@@ -134,8 +134,8 @@ def _alpha_bars(betas: FloatArray) -> FloatArray:
 
 
 def _scaled_linear(schedule: Schedule) -> Doubles:
-    roots: Doubles = np.linspace(schedule.beta_start**0.5, schedule.beta_end**0.5, schedule.num_train_timesteps)
-    return roots * roots
+    first, last = np.sqrt([schedule.beta_start, schedule.beta_end])
+    return np.linspace(first, last, schedule.num_train_timesteps, dtype=np.float64) ** 2
 
 
 def _squared_cosine(schedule: Schedule) -> Doubles:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -67,15 +68,17 @@ class Session:
         lost = [name for name in providers if name not in self._session.get_providers()]
         if lost:
             raise BackendUnavailable(f"onnxruntime could not set up {lost[0]} on this machine (see its own messages)")
-        self._inputs = {
-            port.name: GraphInput(tuple(port.shape), np.dtype(_DTYPES[port.type]))
-            for port in self._session.get_inputs()
-        }
+        self._inputs = _described(self._session.get_inputs())
+        self._optional = _described(self._session.get_overridable_initializers())
         self._outputs = tuple(port.name for port in self._session.get_outputs())
 
     @property
     def inputs(self) -> Mapping[str, GraphInput]:
         return self._inputs
+
+    @property
+    def optional(self) -> Mapping[str, GraphInput]:
+        return self._optional
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -92,6 +95,10 @@ class Session:
         except Exception as error:
             raise GraphFailed(f"onnxruntime refused the inputs: {_first_line(error)}") from error
         return dict(zip(self._outputs, results, strict=True))
+
+
+def _described(ports: Sequence[Any]) -> dict[str, GraphInput]:
+    return {port.name: GraphInput(tuple(port.shape), np.dtype(_DTYPES[port.type])) for port in ports}
 
 
 def _first_line(error: Exception) -> str:

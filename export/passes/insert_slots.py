@@ -123,9 +123,7 @@ def _split_scales(graph: ir.Graph, table: SlotTable) -> list[ir.Value]:
     """`lora.scales` [rows, total_rank] cut by `lora.ranks` into one [rows, r] per slot."""
     scales = _add_input(graph, SCALES, ["scale_rows", "total_rank"], ir.DataType.FLOAT)
     ranks = _add_input(graph, RANKS, [len(table)], ir.DataType.INT64)
-    split = ir.node(
-        "Split", [scales, ranks], attributes={"axis": 1}, num_outputs=len(table), name="lora.split"
-    )
+    split = ir.node("Split", [scales, ranks], attributes={"axis": 1}, num_outputs=len(table), name="lora.split")
     for value, slot in zip(split.outputs, table, strict=True):
         value.name = f"lora.{slot.name}.scale"
         value.dtype = ir.DataType.FLOAT

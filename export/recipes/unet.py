@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from lora_edge.export.recipes.base import Port, Recipe, seeded
 
 # Config entries that add inputs or layers which the graph contract has no place for yet.
-_UNSUPPORTED = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim", "num_class_embeds")
+_UNSUPPORTED = (
+    "addition_embed_type",
+    "class_embed_type",
+    "encoder_hid_dim_type",
+    "num_class_embeds",
+    "time_cond_proj_dim",
+)
 
 
 class _Traced(nn.Module):

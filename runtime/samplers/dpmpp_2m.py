@@ -13,7 +13,7 @@ from lora_edge.runtime.levels import Level, blend
 from lora_edge.runtime.noise import Noise
 from lora_edge.runtime.samplers.step import Step
 
-# With fewer steps than this the last one is first order even where it ends with noise, for stability (section 4.2).
+# With fewer steps than this the last one is first order even where it ends with noise, for stability.
 FEW = 15
 
 

@@ -1,7 +1,7 @@
 """LCM: the model jumps to the image in one go; each further step adds noise and jumps again.
 
 Luo, Tan, Huang, Li and Zhao, "Latent Consistency Models: Synthesizing High-Resolution Images with Few-Step Inference",
-arXiv:2310.04378, algorithm 3 and the boundary condition of section 4.1.
+arXiv:2310.04378: multistep sampling, with the skip connection that makes the model exact at timestep 0.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,8 @@
 """PNDM without Runge-Kutta steps, also known as PLMS: a linear multistep method on the predicted noise.
 
-Liu, Ren, Lin and Zhao, "Pseudo Numerical Methods for Diffusion Models on Manifolds", arXiv:2202.09778, equations 11 and
-12; the first step as in the latent diffusion code, by the mean of the noise at both ends (equation 22 of the appendix).
+Liu, Ren, Lin and Zhao, "Pseudo Numerical Methods for Diffusion Models on Manifolds", arXiv:2202.09778: the
+transfer part with the linear multistep part. The first step, as in the latent diffusion code, goes by the mean of the
+noise at both of its ends.
 """
 
 from collections.abc import Iterator, Sequence

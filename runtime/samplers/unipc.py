@@ -1,7 +1,7 @@
 """UniPC of order two, B2(h), for the image: a predictor whose result the next model call corrects for free.
 
 Zhao, Bai, Rao, Zhou and Lu, "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models",
-arXiv:2302.04867, algorithms 5 and 6 with equations 5 to 8; the first and the last step are of order one.
+arXiv:2302.04867, in multistep form; the first and the last step are of order one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,7 +41,7 @@ def unipc(denoise: Denoise, x: FloatArray, levels: Sequence[Level], noise: Noise
 
 
 def _advance(start: FloatArray, history: list[Known], there: Level, bend: FloatArray | float) -> FloatArray:
-    """Equation 3 in the data form: from the newest known level to `there`, the image bent on the way."""
+    """The exponential integrator that predictor and corrector share: from the newest known level to `there`, the image bent on the way."""
     here, image = history[0]
     return blend(there.sigma / here.sigma, start, there.alpha - there.sigma / here.ratio, image + bend)
 
@@ -61,7 +61,7 @@ def _predictor(history: list[Known], there: Level) -> FloatArray | float:
 
 
 def _corrector(history: list[Known], here: Known) -> FloatArray | float:
-    """UniC: the estimate at the end of the step joins in, weighted by the order conditions (equation 8)."""
+    """UniC: the estimate at the end of the step joins in, weighted by the order conditions."""
     width = here.level.log_snr - history[0].level.log_snr
     change = here.image - history[0].image
     slopes = _slopes(history, width)

@@ -1,0 +1,40 @@
+# Every target makes its own .venv when it is missing. `make demo` and `make test` are the two to know.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Versions that are known to work together; the package's own metadata asks for less.
+PINS := torch==2.13.0 numpy==2.4.6 onnx==1.23.2 onnxruntime==1.31.1 onnxscript==0.7.2 onnx-ir==1.1.0 \
+        diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 tokenizers==0.23.3 safetensors==0.8.0
+
+.PHONY: demo test check export-sd15 clean
+
+demo: demo/bundle/lora_edge.json  ## export the demo model, write demo/contact-sheet.png
+	$(BIN)/python examples/contact_sheet.py
+
+test: $(READY)  ## everything that can be checked in minutes
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## ruff, mypy --strict on the built wheel, the walls between the rooms
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tests/typecheck.py
+	$(BIN)/python -m pytest tests/test_architecture.py
+
+export-sd15: $(READY)  ## time and memory of exporting a model of Stable Diffusion 1.5's size (random weights)
+	$(BIN)/python benchmarks/export_sd15.py
+
+demo/bundle/lora_edge.json: $(READY) examples/emoji/model/model_index.json
+	mkdir -p demo
+	$(BIN)/lora-edge export examples/emoji/model demo/bundle --force
+
+$(READY): pyproject.toml Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PINS)
+	$(BIN)/python -m pip install --quiet -e '.[export,bench,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info

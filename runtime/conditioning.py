@@ -1,0 +1,32 @@
+"""Prompts -> what the UNet reads."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lora_edge.adapter import Adapter
+from lora_edge.arrays import FloatArray
+from lora_edge.runtime.components import Components
+from lora_edge.runtime.swap import Strength, Swap
+from lora_edge.runtime.tokenizer import Tokenizer
+
+
+def encode(
+    components: Components,
+    swap: Swap,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    adapters: Sequence[tuple[Adapter, Strength]],
+) -> FloatArray:
+    """Encode texts in one call.
+
+    Args:
+        texts: without tags; what is longer than the text encoder reads is cut off (see `Tokenizer.padded`).
+        adapters: those that change the text encoder act on every text, the negative prompt too.
+
+    Returns:
+        [texts, tokens, dim] float32, the last hidden state.
+    """
+    ids = np.concatenate([tokenizer.padded(text).ids for text in texts])
+    states = components.run("text_encoder", {"input_ids": ids}, swap.feeds("text_encoder", adapters))
+    return states["last_hidden_state"]
