@@ -3,12 +3,13 @@
 python train_style.py --images my_pictures --trigger sketch
 writes styles/sketch.safetensors, which lora-edge uses as `<lora:sketch:0.8>`.
 
-Captions are the lines of a .txt file beside each picture, else the picture's name ("red_apple-03.png" is a "red apple").
+Captions are the lines of a .txt file beside each picture, else its name: "red_apple-03.png" is a "red apple".
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -47,10 +48,6 @@ class Learner(torch.nn.Module):
         if text:
             self.text_encoder.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=TEXT_LAYERS))
 
-    @property
-    def picture_size(self) -> int:
-        return self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
-
     @torch.no_grad()
     def latents(self, pictures: torch.Tensor) -> torch.Tensor:
         """[n, 3, h, w] in [-1, 1] -> [n, c, h / f, w / f]."""
@@ -74,6 +71,12 @@ class Learner(torch.nn.Module):
 
         return tuple(get_peft_model_state_dict(module) if getattr(module, "peft_config", None) else {}
                      for module in (self.unet, self.text_encoder))
+
+
+def picture_size(model: Path) -> int:
+    """Pixels along an edge of what the model paints."""
+    unet, vae = (json.loads((model / part / "config.json").read_text()) for part in ("unet", "vae"))
+    return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def with_trigger(caption: str, trigger: str, rng: np.random.Generator) -> str:
@@ -129,12 +132,13 @@ def train(args: argparse.Namespace) -> Path:
     """Reads, trains, writes; returns the file's path."""
     if args.text_encoder and args.format == "peft":
         raise FolderError("A PEFT file holds one model, so --text-encoder needs --format kohya or diffusers.")
-    torch.manual_seed(args.seed)
     if not (args.model / "model_index.json").is_file():
         raise FolderError(f"There is no diffusers model in {args.model}.")
+    size = picture_size(args.model)
+    shown = read_folder(args.images, size)
+    kept = read_folder(args.keep, size) if args.keep else []
+    torch.manual_seed(args.seed)
     learner = Learner(args.model, args.rank, args.text_encoder, args.conv)
-    shown = read_folder(args.images, learner.picture_size)
-    kept = read_folder(args.keep, learner.picture_size) if args.keep else []
     fit(learner, batches(learner, shown, kept, args), args.steps, args.rate)
     unet, text_encoder = learner.trained()
     out = args.out or HERE / "styles" / f"{args.trigger}.safetensors"
@@ -146,7 +150,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="folder of pictures")
     parser.add_argument("--trigger", required=True, help="word that calls the style or the character")
-    parser.add_argument("--out", type=Path, help="file to write (default: styles/TRIGGER.safetensors beside this script)")
+    parser.add_argument("--out", type=Path, help="file to write (default: styles/TRIGGER.safetensors, here)")
     parser.add_argument("--format", choices=FORMATS, default="kohya")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--steps", type=int, default=600)

@@ -16,16 +16,18 @@ from trainer import train
 from transformers import CLIPTokenizer
 from words import encode, text_encoder, train_tokenizer
 
-CONFIG = dict(
-    sample_size=16, in_channels=8, out_channels=8, layers_per_block=1, block_out_channels=(48, 96, 128, 128),
-    down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    cross_attention_dim=128, attention_head_dim=4, norm_num_groups=16,
-)
-SCHEDULE = dict(
-    num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-    prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=False, steps_offset=1,
-)
+CONFIG = {
+    "sample_size": 16, "in_channels": 8, "out_channels": 8, "layers_per_block": 1,
+    "block_out_channels": (48, 96, 128, 128),
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    "cross_attention_dim": 128, "attention_head_dim": 4, "norm_num_groups": 16,
+}
+SCHEDULE = {
+    "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction", "timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
 BATCH = 32
 EMPTY = 0.1  # share of captions left empty, for guidance
 PEAK = 1.2e-3

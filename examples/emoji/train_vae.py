@@ -17,11 +17,12 @@ from styles import STYLES
 from torch.nn import functional as F
 from trainer import train
 
-CONFIG = dict(
-    in_channels=3, out_channels=3, latent_channels=8, block_out_channels=(32, 64, 64), layers_per_block=1,
-    down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=8,
-    mid_block_add_attention=False, sample_size=64, scaling_factor=1.0,
-)
+CONFIG = {
+    "in_channels": 3, "out_channels": 3, "latent_channels": 8, "layers_per_block": 1,
+    "block_out_channels": (32, 64, 64),
+    "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3, "norm_num_groups": 8,
+    "mid_block_add_attention": False, "sample_size": 64, "scaling_factor": 1.0,
+}
 BATCH = 16
 KL = 3e-4
 

@@ -12,11 +12,7 @@ POSITIONS = 32
 MERGES = 900
 
 # Words that captions of base training lack but that adapters and curious people will use.
-MORE_WORDS = """
-blueprint neon sepia pixel robo style sketch night photo old drawing glowing tube lines paper art character hat robot
-wearing with without and in of small big little large happy sad waving holding standing flying sleeping sitting behind
-above below two three many dark light bright pale golden silver cyan magenta navy white
-""".split()
+MORE_WORDS = (Path(__file__).parent / "more_words.txt").read_text().split()
 
 
 def train_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
