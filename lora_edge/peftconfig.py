@@ -31,6 +31,9 @@ UNREAD = (
     "trainable_token_indices",
     "target_parameters",
     "megatron_config",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
 )
 
 QUANTIFIER = re.compile(r"[*+?{]")

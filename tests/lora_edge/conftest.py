@@ -136,7 +136,10 @@ def delta() -> Callable[[Adapter, str, Slot], Any]:
 
 @pytest.fixture
 def lora() -> Callable[..., dict[str, Any]]:
-    """Random tensors of a kohya LoRA: lora(table, prefix, slots..., rank=, alpha=) -> name -> array."""
+    """Random tensors of a LoRA: lora(table, prefix, slots..., rank=, alpha=) -> name -> array.
+
+    After a prefix that ends in a dot the slot's own name follows, after any other the flat one.
+    """
 
     def make(
         table: SlotTable, prefix: str, *names: str, rank: int = 2, alpha: float | None = None, seed: int = 0
@@ -145,7 +148,7 @@ def lora() -> Callable[..., dict[str, Any]]:
         made: dict[str, Any] = {}
         for name in names:
             slot = table.by_name[name]
-            key = f"{prefix}_{name.replace('.', '_')}"
+            key = prefix + name if prefix.endswith(".") else f"{prefix}_{name.replace('.', '_')}"
             kernel = slot.kernel or ()
             made[f"{key}.lora_down.weight"] = rng.standard_normal((rank, slot.in_features, *kernel), np.float32)
             ones = (1,) * len(kernel)
