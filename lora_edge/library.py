@@ -46,9 +46,7 @@ class Library:
             return found[0]
         if found:
             where = " or ".join(str(path.relative_to(self.folder)) for path in found)
-            raise AdapterNotFound(
-                f"the adapter name {name!r} is ambiguous in {self.folder}: {where}; rename one of them"
-            )
+            raise AdapterNotFound(f"{name!r} may be any of {where} in {self.folder}; rename all but one")
         near = difflib.get_close_matches(name, self._paths, NEAR)
         hint = f"; is it {' or '.join(map(repr, near))}?" if near else ""
         raise AdapterNotFound(f"there is no adapter {name!r} in {self.folder}{hint}")
