@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
+from lora_edge.arrays import Array
 from lora_edge.errors import ExportError
 from lora_edge.slots import RANKS, SCALES, Slot, SlotTable
 
@@ -62,15 +63,20 @@ def insert_slots(model: ir.Model, table: SlotTable) -> None:
 
 
 class Constants:
-    """Small integer constants of the graph, each stored once."""
+    """Small constants of the graph, each stored once."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
 
     def __call__(self, *numbers: int) -> ir.Value:
-        name = "const." + ".".join(str(number) for number in numbers)
+        return self._stored("const." + ".".join(map(str, numbers)), np.array(numbers, dtype=np.int64))
+
+    def zeros(self, *shape: int) -> ir.Value:
+        return self._stored("const.zeros." + ".".join(map(str, shape)), np.zeros(shape, dtype=np.float32))
+
+    def _stored(self, name: str, array: Array) -> ir.Value:
         if name not in self.graph.initializers:
-            tensor = ir.tensor(np.array(numbers, dtype=np.int64), name=name)
+            tensor = ir.tensor(array, name=name)
             value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
             value.const_value = tensor
             self.graph.initializers.add(value)
@@ -183,7 +189,11 @@ def _conv_activation(tape: Tape, layer: Layer, inputs: Inputs, scale: ir.Value, 
     down = tape.op("Reshape", [turned, constant(0, layer.slot.in_features, kh, kw)])  # a 0 keeps the rank, also rank 0
     lanes = tape.op("Conv", [layer.x, down], attributes=attributes)
     lanes = tape.op("Mul", [lanes, tape.op("Unsqueeze", [scale, constant(2, 3)])])
-    up = tape.op("Unsqueeze", [tape.op("Transpose", [inputs["up"]], attributes={"perm": [1, 0]}), constant(2, 3)])
+    # onnxruntime leaves the output of a Conv without input channels uninitialized, so one more lane of the size of a
+    # single channel, with zeros for its up, keeps rank 0 defined; it adds 0 to the sum.
+    lanes = tape.op("Concat", [lanes, tape.op("Slice", [base, constant(0), constant(1), constant(1)])], {"axis": 1})
+    up = tape.op("Concat", [inputs["up"], constant.zeros(1, layer.slot.out_features)], {"axis": 0})
+    up = tape.op("Unsqueeze", [tape.op("Transpose", [up], attributes={"perm": [1, 0]}), constant(2, 3)])
     update = tape.op("Conv", [lanes, up, _sum_of_biases(tape, layer, inputs)], attributes={"kernel_shape": [1, 1]})
     return tape.op("Add", [base, update])
 
