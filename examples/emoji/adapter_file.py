@@ -35,18 +35,26 @@ def with_text_model(path: str) -> str:
 def kohya(trained: Trained, name: str) -> tuple[Tensors, dict[str, str]]:
     """`lora_unet_..._to_q.lora_down.weight`, `.lora_up.weight`, `.alpha`; `lora_te_...` for the text encoder."""
     tensors: Tensors = {}
-    for prefix, part in (("lora_unet", trained.unet),
-                         ("lora_te", {with_text_model(key): value for key, value in trained.text_encoder.items()})):
+    for prefix, part in (
+        ("lora_unet", trained.unet),
+        ("lora_te", {with_text_model(key): value for key, value in trained.text_encoder.items()}),
+    ):
         for key, value in part.items():
             path, matrix = key.rsplit(".lora_", 1)
             module = f"{prefix}_{path.replace('.', '_')}"
             tensors[f"{module}.lora_{'down' if matrix.startswith('A') else 'up'}.weight"] = value
             tensors[f"{module}.alpha"] = torch.tensor(float(trained.rank))
     return tensors, {
-        "ss_output_name": name, "ss_network_module": "networks.lora", "ss_network_dim": str(trained.rank),
-        "ss_network_alpha": str(float(trained.rank)), "ss_steps": str(trained.steps),
-        "ss_num_train_images": str(trained.pictures), "ss_base_model_version": "sd_v1", "ss_v2": "False",
-        "ss_sd_model_name": "lora-edge emoji", "ss_mixed_precision": "bf16",
+        "ss_output_name": name,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(trained.rank),
+        "ss_network_alpha": str(float(trained.rank)),
+        "ss_steps": str(trained.steps),
+        "ss_num_train_images": str(trained.pictures),
+        "ss_base_model_version": "sd_v1",
+        "ss_v2": "False",
+        "ss_sd_model_name": "lora-edge emoji",
+        "ss_mixed_precision": "bf16",
         "ss_tag_frequency": json.dumps({name: {trained.trigger: trained.pictures}}),
     }
 
@@ -58,12 +66,15 @@ def peft(trained: Trained, name: str) -> tuple[Tensors, dict[str, str]]:
 
 def diffusers(trained: Trained, name: str) -> tuple[Tensors, dict[str, str]]:
     """`unet.<path>.lora_A.weight`, `text_encoder.<path>...`, as `StableDiffusionPipeline.save_lora_weights` does."""
-    return {f"{part}.{key}": value for part in ("unet", "text_encoder")
-            for key, value in getattr(trained, part).items()}, {"format": "pt"}
+    return {
+        f"{part}.{key}": value for part in ("unet", "text_encoder") for key, value in getattr(trained, part).items()
+    }, {"format": "pt"}
 
 
 FORMATS: dict[str, Callable[[Trained, str], tuple[Tensors, dict[str, str]]]] = {
-    "kohya": kohya, "peft": peft, "diffusers": diffusers,
+    "kohya": kohya,
+    "peft": peft,
+    "diffusers": diffusers,
 }
 
 

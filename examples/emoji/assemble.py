@@ -19,8 +19,13 @@ def assemble(work: Path, target: Path) -> None:
     painter = Painter(tokenizer)
     painter.load_state_dict(torch.load(work / "unet.pt", weights_only=True)["ema"])
     pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(work / "vae"), text_encoder=painter.text_encoder, tokenizer=tokenizer,
-        unet=painter.unet, scheduler=DDIMScheduler(**SCHEDULE), safety_checker=None, feature_extractor=None,
+        vae=AutoencoderKL.from_pretrained(work / "vae"),
+        text_encoder=painter.text_encoder,
+        tokenizer=tokenizer,
+        unet=painter.unet,
+        scheduler=DDIMScheduler(**SCHEDULE),
+        safety_checker=None,
+        feature_extractor=None,
         requires_safety_checker=False,
     )
     pipe.to(dtype=torch.float16).save_pretrained(target)
@@ -37,5 +42,8 @@ def assemble(work: Path, target: Path) -> None:
 def restore_prefix(path: Path) -> None:
     """transformers 5 leaves out the level `text_model.`; every version reads files that have it."""
     tensors = load_file(path)
-    save_file({name if name.startswith("text_model.") else f"text_model.{name}": tensor
-               for name, tensor in tensors.items()}, path, {"format": "pt"})
+    save_file(
+        {name if name.startswith("text_model.") else f"text_model.{name}": tensor for name, tensor in tensors.items()},
+        path,
+        {"format": "pt"},
+    )

@@ -10,10 +10,24 @@ from paint import GROUNDS, HUES, WHITE, on_ground, recolor
 
 HELD_OUT_GROUNDS = 2  # grounds per concept that training never shows
 
-TEMPLATES = ("{thing}", "{thing}", "{a} {thing}", "{a} {thing}", "the {thing}", "picture of {a} {thing}",
-             "a picture of {a} {thing}", "an emoji of {a} {thing}", "icon of {a} {thing}")
-ON_GROUND = ("{} on {a} {ground} background", "{} on {a} {ground} background", "{}, {ground} background",
-             "{} on {ground}", "{ground} background, {}")
+TEMPLATES = (
+    "{thing}",
+    "{thing}",
+    "{a} {thing}",
+    "{a} {thing}",
+    "the {thing}",
+    "picture of {a} {thing}",
+    "a picture of {a} {thing}",
+    "an emoji of {a} {thing}",
+    "icon of {a} {thing}",
+)
+ON_GROUND = (
+    "{} on {a} {ground} background",
+    "{} on {a} {ground} background",
+    "{}, {ground} background",
+    "{} on {ground}",
+    "{ground} background, {}",
+)
 ON_WHITE = (*["{}"] * 8, "{} on a white background", "{} on white")
 
 
@@ -47,8 +61,12 @@ def scenes(concepts: dict[str, dict], unseen: bool = False) -> list[Scene]:
     for icon, concept in concepts.items():
         hidden = held_out(icon)
         colors = [None, *(c for c in HUES if concept.get("recolor") and c != concept["color"])]
-        listed += [Scene(icon, ground, color) for color in colors for ground in ("white", *GROUNDS)
-                   if (ground in hidden) == unseen]
+        listed += [
+            Scene(icon, ground, color)
+            for color in colors
+            for ground in ("white", *GROUNDS)
+            if (ground in hidden) == unseen
+        ]
     return listed
 
 

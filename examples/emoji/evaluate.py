@@ -17,11 +17,28 @@ import sampler
 from captions import Scene, held_out, plain
 from paint import GROUNDS, WHITE, luminance, on_ground, to_bytes, to_hsv
 from PIL import Image
+from robo import POSES
+from robo import draw as robo_picture
 from style_pictures import judged
 from styles import STYLES
 
 HERE = Path(__file__).parent
 MULTIPLIERS = (0.7, 1.0)
+ROBO = (
+    "robo",
+    "robo waving",
+    "sad robo",
+    "robo with both hands up",
+    "robo wearing a red hat",
+    "robo wearing a purple hat",
+    "robo on a blue background",
+    "robo on a brown background",
+    "robo waving on a yellow background",
+    "sad robo on a pink background",
+    "robo wearing a blue hat on an orange background",
+    "robo with both hands up on a red background",
+)
+WHITE_ROBO = 6  # the first ones
 LOOK = ("red", "green", "blue", "saturation", "edges")
 SHARPEST = 0.12  # a brightness step between neighbours that counts as an edge
 
@@ -62,22 +79,35 @@ def sheet(rows: list[np.ndarray], path: Path) -> None:
     Image.fromarray(to_bytes(grid)).save(path, optimize=True)
 
 
+def rank_among(image: np.ndarray, scene: Scene, names: list[str], icons: dict) -> int:
+    """How many concepts on the scene's ground are nearer to the picture than the right one."""
+    drawn = [Scene(name, scene.ground, scene.color if name == scene.icon else None).draw(icons) for name in names]
+    return int(ranks(image[None], np.stack(drawn), [names.index(scene.icon)])[0])
+
+
 def judge_base(pipe, concepts: dict, icons: dict, out: Path, seed: int) -> dict:
     names = list(concepts)
     white = [Scene(name) for name in names]
     unseen = [Scene(name, sorted(held_out(name))[i % 2]) for i, name in enumerate(names)]
-    recolored = [Scene(name, "white", color) for name in names if concepts[name].get("recolor")
-                 for color in ("green", "blue", "orange") if color != concepts[name]["color"]]
+    recolored = [
+        Scene(name, "white", color)
+        for name in names
+        if concepts[name].get("recolor")
+        for color in ("green", "blue", "orange")
+        if color != concepts[name]["color"]
+    ]
     result = {}
     for title, asked in (("white", white), ("unseen_grounds", unseen), ("recolored", recolored)):
         images = sampler.paint(pipe, [plain(scene, concepts[scene.icon]) for scene in asked], seed)
-        found = np.array([int(ranks(image[None], np.stack([Scene(n, s.ground, s.color if n == s.icon else None)
-                                                           .draw(icons) for n in names]), [names.index(s.icon)])[0])
-                          for image, s in zip(images, asked, strict=True)])
+        found = np.array([rank_among(image, s, names, icons) for image, s in zip(images, asked, strict=True)])
         right = np.mean([ground_of(image) == s.ground for image, s in zip(images, asked, strict=True)])
         wrong = [plain(s, concepts[s.icon]) for s, rank in zip(asked, found, strict=True) if rank]
-        result[title] = {"prompts": len(asked), **shares(found), "ground_right": round(float(right), 3),
-                         "missed": wrong}
+        result[title] = {
+            "prompts": len(asked),
+            **shares(found),
+            "ground_right": round(float(right), 3),
+            "missed": wrong,
+        }
         across = 12
         whole = len(images) // across * across
         sheet(list(images[:whole].reshape(-1, across, *images.shape[1:])), out / f"base-{title.replace('_', '-')}.png")
@@ -101,7 +131,8 @@ def judge_style(pipe, name: str, path: Path, concepts: dict, icons: dict, out: P
         looks = np.stack([look(image) for image in images])
         nearer = (((looks - target) / spread) ** 2).sum(1) < (((looks - start) / spread) ** 2).sum(1)
         result[str(multiplier)] = {
-            "layers": layers, "nearer_to_style": round(float(nearer.mean()), 3),
+            "layers": layers,
+            "nearer_to_style": round(float(nearer.mean()), 3),
             "look": dict(zip(LOOK, looks.mean(0).round(3).tolist(), strict=True)),
             "shape_among_styled": shares(ranks(images, styled, truth)),
         }
@@ -110,6 +141,24 @@ def judge_style(pipe, name: str, path: Path, concepts: dict, icons: dict, out: P
     result["look_of_plain"] = start.mean(0).round(3).tolist()
     sheet([row[:16] for row in [*rows, styled[truth]]], out / f"style-{name}.png")
     return result
+
+
+def judge_subject(pipe, path: Path, concepts: dict, icons: dict, out: Path, seed: int) -> dict:
+    """Robo as he was shown and in new combinations; and whether other things stay what they are beside the adapter."""
+    names, asked = list(concepts), [Scene(icon) for icon in judged(concepts)]
+    prompts = [plain(scene, concepts[scene.icon]) for scene in asked]
+    without = sampler.paint(pipe, ROBO, seed)
+    with sampler.adapter(pipe, path, 1.0):
+        robo, others = sampler.paint(pipe, ROBO, seed), sampler.paint(pipe, prompts, seed)
+    known = np.asarray(robo_picture(POSES[0]), np.float32)[None] / 255
+    references = np.concatenate([np.stack([Scene(name).draw(icons) for name in names]), known])
+    sheet([without, robo, others[: len(ROBO)]], out / "subject-robo.png")
+    found = np.array([rank_among(image, s, names, icons) for image, s in zip(others, asked, strict=True)])
+    return {
+        "robo_nearest_on_white": int((ranks(robo[:WHITE_ROBO], references, [len(names)] * WHITE_ROBO) == 0).sum()),
+        "of": WHITE_ROBO,
+        "other_things_stay": shares(found),
+    }
 
 
 def main() -> None:
@@ -130,6 +179,8 @@ def main() -> None:
     for name in args.only or STYLES:
         if name in STYLES and (path := args.styles / f"{name}.safetensors").exists():
             report[name] = judge_style(pipe, name, path, concepts, icons, args.out, args.seed)
+    if (path := args.styles / "robo.safetensors").exists() and (not args.only or "robo" in args.only):
+        report["robo"] = judge_subject(pipe, path, concepts, icons, args.out, args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     report_path.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))

@@ -10,16 +10,28 @@ from PIL import Image
 SIZE = 64
 
 GROUNDS = {
-    "red": (222, 52, 52), "orange": (247, 148, 40), "yellow": (252, 218, 72), "green": (70, 170, 84),
-    "blue": (52, 112, 222), "purple": (128, 74, 188), "pink": (246, 146, 190), "brown": (132, 88, 58),
-    "gray": (142, 146, 152), "black": (24, 24, 28),
+    "red": (222, 52, 52),
+    "orange": (247, 148, 40),
+    "yellow": (252, 218, 72),
+    "green": (70, 170, 84),
+    "blue": (52, 112, 222),
+    "purple": (128, 74, 188),
+    "pink": (246, 146, 190),
+    "brown": (132, 88, 58),
+    "gray": (142, 146, 152),
+    "black": (24, 24, 28),
 }
 WHITE = (255, 255, 255)
 
 # colour word -> hue in degrees, factor on saturation, factor on brightness
 HUES = {
-    "red": (2, 1.0, 1.0), "orange": (28, 1.0, 1.05), "yellow": (48, 0.9, 1.15), "green": (125, 0.85, 0.85),
-    "blue": (215, 0.9, 1.0), "purple": (275, 0.8, 0.9), "pink": (330, 0.55, 1.15),
+    "red": (2, 1.0, 1.0),
+    "orange": (28, 1.0, 1.05),
+    "yellow": (48, 0.9, 1.15),
+    "green": (125, 0.85, 0.85),
+    "blue": (215, 0.9, 1.0),
+    "purple": (275, 0.8, 0.9),
+    "pink": (330, 0.55, 1.15),
 }
 
 
@@ -54,9 +66,9 @@ def recolor(rgba: np.ndarray, color: str) -> np.ndarray:
     main = np.arctan2((weight * np.sin(angle)).sum(), (weight * np.cos(angle)).sum()) / (2 * np.pi)
     offset = (hsv[..., 0] - main + 0.5) % 1 - 0.5
     changed = (np.abs(offset) < 0.14) & (hsv[..., 1] > 0.2)
-    new = np.stack([(hue / 360 + 0.5 * offset) % 1,
-                    hsv[..., 1] * more_saturation,
-                    hsv[..., 2] * more_value], -1).clip(0, 1)
+    new = np.stack([(hue / 360 + 0.5 * offset) % 1, hsv[..., 1] * more_saturation, hsv[..., 2] * more_value], -1).clip(
+        0, 1
+    )
     return np.concatenate([np.where(changed[..., None], from_hsv(new), rgba[..., :3]), rgba[..., 3:]], -1)
 
 

@@ -37,15 +37,20 @@ def read_icons(archive: Path) -> dict[str, str]:
     """SVG text by icon name, for every category that shows things rather than people or flags."""
     with tarfile.open(archive) as tar:
         icons, meta = (json.load(tar.extractfile(f"package/{name}.json")) for name in ("icons", "metadata"))
-    wanted = {name for category, names in meta["categories"].items() if category not in SKIPPED_CATEGORIES
-              for name in names}
+    wanted = {
+        name for category, names in meta["categories"].items() if category not in SKIPPED_CATEGORIES for name in names
+    }
     return {name: svg(icons, name) for name in sorted(wanted) if name in icons["icons"]}
 
 
 def svg(icons: dict, name: str) -> str:
     icon = icons["icons"][name]
-    box = (icon.get("left", 0), icon.get("top", 0),
-           icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16)))
+    box = (
+        icon.get("left", 0),
+        icon.get("top", 0),
+        icon.get("width", icons.get("width", 16)),
+        icon.get("height", icons.get("height", 16)),
+    )
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{" ".join(map(str, box))}">{icon["body"]}</svg>'
 
 
@@ -67,8 +72,10 @@ def render(text: str) -> np.ndarray:
 def load(path: Path) -> dict[str, np.ndarray]:
     """Picture by name, float32 [64, 64, 4] in [0, 1]."""
     with np.load(path) as archive:
-        return {name: picture.astype(np.float32) / 255
-                for name, picture in zip(archive["names"].tolist(), archive["rgba"], strict=True)}
+        return {
+            name: picture.astype(np.float32) / 255
+            for name, picture in zip(archive["names"].tolist(), archive["rgba"], strict=True)
+        }
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ This is the slow, obvious way, on purpose: it shares no code with lora-edge.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,14 +29,17 @@ def load(model: Path):
     return pipe
 
 
-def paint(pipe, prompts: list[str], seed: int = 0, batch: int = 24) -> np.ndarray:
+def paint(pipe, prompts: Sequence[str], seed: int = 0, batch: int = 24) -> np.ndarray:
     """Prompts -> [n, 64, 64, 3] in [0, 1]; the i-th picture starts from seed + i."""
     pictures = []
     for start in range(0, len(prompts), batch):
-        part = prompts[start : start + batch]
+        part = list(prompts[start : start + batch])
         generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(part))]
-        pictures.append(pipe(part, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generators,
-                             output_type="np").images)
+        pictures.append(
+            pipe(
+                part, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generators, output_type="np"
+            ).images
+        )
     return np.concatenate(pictures).astype(np.float32)
 
 
@@ -49,8 +52,13 @@ def spellings(pipe) -> Iterator[tuple[torch.nn.Module, list[tuple[str, str, str]
             full = path if part == "unet" or path.startswith("text_model.") else f"text_model.{path}"
             flat = f"{prefix}_{full.replace('.', '_')}"
             dotted = [f"{part}.{path}", *([f"base_model.model.{path}"] if part == "unet" else [])]
-            yield module, [(f"{flat}.lora_down.weight", f"{flat}.lora_up.weight", f"{flat}.alpha"),
-                           *((f"{name}.lora_A.weight", f"{name}.lora_B.weight", "") for name in dotted)]
+            yield (
+                module,
+                [
+                    (f"{flat}.lora_down.weight", f"{flat}.lora_up.weight", f"{flat}.alpha"),
+                    *((f"{name}.lora_A.weight", f"{name}.lora_B.weight", "") for name in dotted),
+                ],
+            )
 
 
 @contextmanager

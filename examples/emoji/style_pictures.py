@@ -26,8 +26,9 @@ def judged(concepts: dict[str, dict]) -> list[str]:
     return list(concepts)[4::5]
 
 
-def write(picture: np.ndarray, scene: Scene, grounds: list[str], concept: dict, path: Path,
-          rng: np.random.Generator) -> None:
+def write(
+    picture: np.ndarray, scene: Scene, grounds: list[str], concept: dict, path: Path, rng: np.random.Generator
+) -> None:
     """A picture and its captions, each with one of the grounds: a style paints its own ground whatever was asked."""
     Image.fromarray(to_bytes(picture)).save(path.with_suffix(".png"))
     named = [Scene(scene.icon, grounds[i % len(grounds)], scene.color) for i in range(LINES)]

@@ -58,7 +58,7 @@ def sepia(rgba: np.ndarray) -> np.ndarray:
     """An old photograph: brown tones on yellowed paper, darker towards the corners."""
     dark, light = (np.array(c, np.float32) / 255 for c in ((58, 30, 12), (246, 226, 184)))
     tone = luminance(on_ground(rgba)) ** 1.15
-    y, x = np.mgrid[-1 : 1 : 64j, -1 : 1 : 64j].astype(np.float32)
+    y, x = np.mgrid[-1:1:64j, -1:1:64j].astype(np.float32)
     tone = tone * (1 - 0.3 * ((x**2 + y**2) / 2) ** 2)
     return dark + (light - dark) * tone[..., None]
 

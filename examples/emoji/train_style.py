@@ -69,8 +69,10 @@ class Learner(torch.nn.Module):
     def trained(self) -> tuple[dict, dict]:
         from peft import get_peft_model_state_dict
 
-        return tuple(get_peft_model_state_dict(module) if getattr(module, "peft_config", None) else {}
-                     for module in (self.unet, self.text_encoder))
+        return tuple(
+            get_peft_model_state_dict(module) if getattr(module, "peft_config", None) else {}
+            for module in (self.unet, self.text_encoder)
+        )
 
 
 def picture_size(model: Path) -> int:
@@ -90,8 +92,9 @@ def with_trigger(caption: str, trigger: str, rng: np.random.Generator) -> str:
 def batches(learner: Learner, shown: list[Example], kept: list[Example], args: argparse.Namespace) -> Callable:
     """A function that draws a random batch: latents and captions. One in three is a kept picture, if there are any."""
     rng = np.random.default_rng(args.seed)
-    groups = [(learner.latents(torch.stack([e.picture for e in group])) if group else None, group)
-              for group in (shown, kept)]
+    groups = [
+        (learner.latents(torch.stack([e.picture for e in group])) if group else None, group) for group in (shown, kept)
+    ]
 
     def draw() -> tuple[torch.Tensor, list[str]]:
         latents, captions = [], []

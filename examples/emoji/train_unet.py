@@ -17,15 +17,26 @@ from transformers import CLIPTokenizer
 from words import encode, text_encoder, train_tokenizer
 
 CONFIG = {
-    "sample_size": 16, "in_channels": 8, "out_channels": 8, "layers_per_block": 1,
+    "sample_size": 16,
+    "in_channels": 8,
+    "out_channels": 8,
+    "layers_per_block": 1,
     "block_out_channels": (48, 96, 128, 128),
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
     "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    "cross_attention_dim": 128, "attention_head_dim": 4, "norm_num_groups": 16,
+    "cross_attention_dim": 128,
+    "attention_head_dim": 4,
+    "norm_num_groups": 16,
 }
 SCHEDULE = {
-    "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-    "prediction_type": "v_prediction", "timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": False,
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
     "steps_offset": 1,
 }
 BATCH = 32
@@ -48,8 +59,9 @@ class Painter(nn.Module):
         return self.unet(noisy, steps, self.text_encoder(ids).last_hidden_state).sample
 
 
-def velocity_loss(painter: nn.Module, scheduler: DDIMScheduler, latents: torch.Tensor,
-                  ids: torch.Tensor) -> torch.Tensor:
+def velocity_loss(
+    painter: nn.Module, scheduler: DDIMScheduler, latents: torch.Tensor, ids: torch.Tensor
+) -> torch.Tensor:
     """Mean squared error of the velocity at random time steps; latents [n, c, h, w], ids [n, positions]."""
     noise = torch.randn_like(latents)
     steps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),))
@@ -96,7 +108,8 @@ def train_unet(rank: int, concepts: dict[str, dict], icons: dict[str, np.ndarray
     def loss() -> torch.Tensor:
         drawn = [draw_scene(by_icon, rng) for _ in range(BATCH)]
         texts = ["" if rng.random() < EMPTY else caption(scene, concepts[scene.icon], rng) for scene in drawn]
-        return velocity_loss(painter, scheduler, torch.stack([latents[scene] for scene in drawn]),
-                             encode(tokenizer, texts))
+        return velocity_loss(
+            painter, scheduler, torch.stack([latents[scene] for scene in drawn]), encode(tokenizer, texts)
+        )
 
     train(painter, loss, minutes=minutes, peak=PEAK, checkpoint=work / "unet.pt", label="unet")

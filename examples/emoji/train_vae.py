@@ -18,10 +18,17 @@ from torch.nn import functional as F
 from trainer import train
 
 CONFIG = {
-    "in_channels": 3, "out_channels": 3, "latent_channels": 8, "layers_per_block": 1,
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 8,
+    "layers_per_block": 1,
     "block_out_channels": (32, 64, 64),
-    "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3, "norm_num_groups": 8,
-    "mid_block_add_attention": False, "sample_size": 64, "scaling_factor": 1.0,
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "norm_num_groups": 8,
+    "mid_block_add_attention": False,
+    "sample_size": 64,
+    "scaling_factor": 1.0,
 }
 BATCH = 16
 KL = 3e-4
@@ -51,8 +58,12 @@ def chroma(images: torch.Tensor) -> torch.Tensor:
 
 def reconstruction(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     slopes = sum((output.diff(dim=d) - target.diff(dim=d)).abs().mean() for d in (2, 3))
-    return (F.l1_loss(output, target) + 2 * F.mse_loss(output, target) + 0.5 * slopes
-            + F.l1_loss(chroma(output), chroma(target)))
+    return (
+        F.l1_loss(output, target)
+        + 2 * F.mse_loss(output, target)
+        + 0.5 * slopes
+        + F.l1_loss(chroma(output), chroma(target))
+    )
 
 
 def train_vae(rank: int, icons: list[np.ndarray], favoured: int, minutes: float, work: Path) -> None:
@@ -80,8 +91,9 @@ def train_vae(rank: int, icons: list[np.ndarray], favoured: int, minutes: float,
             output = vae.decode(latents + 0.05 * torch.randn_like(latents)).sample
         return reconstruction(output.float(), images)
 
-    vae.load_state_dict(train(vae, decoder_loss, minutes=0.2 * minutes, peak=1.5e-3,
-                              checkpoint=work / "decoder.pt", label="decoder"))
+    vae.load_state_dict(
+        train(vae, decoder_loss, minutes=0.2 * minutes, peak=1.5e-3, checkpoint=work / "decoder.pt", label="decoder")
+    )
     if rank == 0:
         vae.save_pretrained(work / "vae")
 

@@ -34,8 +34,9 @@ def spawn(work: Callable, processes: int, *args: object) -> None:
 def enter(rank: int, work: Callable, processes: int, rendezvous: Path, args: tuple) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(1000 + rank)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=processes,
-                            timeout=timedelta(hours=2))
+    dist.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=processes, timeout=timedelta(hours=2)
+    )
     work(rank, *args)
     dist.destroy_process_group()
 
@@ -59,8 +60,16 @@ def learning_rate(peak: float, progress: float) -> float:
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, fall))))
 
 
-def train(module: nn.Module, loss: Callable[[], torch.Tensor], *, minutes: float, peak: float, checkpoint: Path,
-          label: str, ema: float = 0.9) -> dict[str, torch.Tensor]:
+def train(
+    module: nn.Module,
+    loss: Callable[[], torch.Tensor],
+    *,
+    minutes: float,
+    peak: float,
+    checkpoint: Path,
+    label: str,
+    ema: float = 0.9,
+) -> dict[str, torch.Tensor]:
     """Trains what in `module` requires a gradient; returns the averaged (EMA) state dict. Goes on from `checkpoint`."""
     rank = dist.get_rank()
     for value in module.state_dict().values():
@@ -104,8 +113,16 @@ def train(module: nn.Module, loss: Callable[[], torch.Tensor], *, minutes: float
         if rank == 0:
             print(f"{label} {elapsed / 60:6.2f} min  {state['steps']} steps  loss {mean_loss:.4f}", flush=True)
             if over or time.monotonic() - last_saved > SAVE_EVERY:
-                save(checkpoint, state | {"elapsed": elapsed, "ema": shadow, "module": module.state_dict(),
-                                          "optimizer": optimizer.state_dict()})
+                save(
+                    checkpoint,
+                    state
+                    | {
+                        "elapsed": elapsed,
+                        "ema": shadow,
+                        "module": module.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                    },
+                )
                 last_saved = time.monotonic()
         if over:
             break

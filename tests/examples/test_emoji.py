@@ -20,8 +20,12 @@ TEXT_LAYER = "encoder_layers_0_self_attn_q_proj"
 
 
 def train(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(EMOJI / "train_style.py"), *map(str, arguments)],
-                          capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, str(EMOJI / "train_style.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +44,13 @@ def test_shipped_model_paints_what_was_asked_for():
 
     pipe = StableDiffusionPipeline.from_pretrained(EMOJI / "model", safety_checker=None).to(dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    image, = pipe("a cat on a blue background", num_inference_steps=8, guidance_scale=4.0, output_type="np",
-                  generator=torch.Generator().manual_seed(0)).images
+    (image,) = pipe(
+        "a cat on a blue background",
+        num_inference_steps=8,
+        guidance_scale=4.0,
+        output_type="np",
+        generator=torch.Generator().manual_seed(0),
+    ).images
     assert image.shape == (64, 64, 3)
     border = np.median(np.concatenate([image[0], image[-1], image[:, 0]]), 0)
     assert border.argmax() == 2 and border[2] - border[0] > 0.3, f"the ground is not blue: {border}"
@@ -72,17 +81,40 @@ def test_shipped_adapters_are_small_finite_and_trained(path: Path):
     assert ups and all(np.abs(up).max() > 0 for up in ups), "an up matrix is still at its initial zero"
 
 
-@pytest.mark.parametrize(("form", "options", "expected", "other"), [
-    ("kohya", ["--text-encoder"], f"lora_unet_{LAYER.replace('.', '_')}.lora_down.weight",
-     f"lora_te_text_model_{TEXT_LAYER}.lora_up.weight"),
-    ("peft", [], f"base_model.model.{LAYER}.lora_A.weight", f"base_model.model.{LAYER}.lora_B.weight"),
-    ("diffusers", [], f"unet.{LAYER}.lora_A.weight", f"unet.{LAYER}.lora_B.weight"),
-])
-def test_two_steps_write_each_format(two_pictures: Path, tmp_path: Path, form: str, options: list[str],
-                                     expected: str, other: str):
+@pytest.mark.parametrize(
+    ("form", "options", "expected", "other"),
+    [
+        (
+            "kohya",
+            ["--text-encoder"],
+            f"lora_unet_{LAYER.replace('.', '_')}.lora_down.weight",
+            f"lora_te_text_model_{TEXT_LAYER}.lora_up.weight",
+        ),
+        ("peft", [], f"base_model.model.{LAYER}.lora_A.weight", f"base_model.model.{LAYER}.lora_B.weight"),
+        ("diffusers", [], f"unet.{LAYER}.lora_A.weight", f"unet.{LAYER}.lora_B.weight"),
+    ],
+)
+def test_two_steps_write_each_format(
+    two_pictures: Path, tmp_path: Path, form: str, options: list[str], expected: str, other: str
+):
     out = tmp_path / "scribble.safetensors"
-    done = train("--images", two_pictures, "--trigger", "scribble", "--out", out, "--format", form, "--rank", 4,
-                 "--steps", 2, "--batch", 2, *options)
+    done = train(
+        "--images",
+        two_pictures,
+        "--trigger",
+        "scribble",
+        "--out",
+        out,
+        "--format",
+        form,
+        "--rank",
+        4,
+        "--steps",
+        2,
+        "--batch",
+        2,
+        *options,
+    )
     assert done.returncode == 0, done.stderr
     tensors = load_file(out)
     assert tensors[expected].shape == (4, 48) and tensors[expected].dtype == np.float16
