@@ -41,9 +41,10 @@ PIECES = [
     "a photo of a red apple", "the cat", "It's", "we'll", "I'VE", "don't", "they're", "i'm", "he'd", "'S", "'s", "''",
     "rock'n'roll", "3.14", "007", "1,000", "x²", "½", "İstanbul", "STRASSE", "straße", "ﬁne", "ΑΣ", "ς", "e\u0301",
     "\u0065\u0323\u0307", "한국어", "日本語", "中文字符", "עברית", "العربية", "हिन्दी", "ไทย", "👩‍👩‍👧", "🏳️‍🌈", "❤️",
-    "👍🏽", " ", "  ", "\t", "\n", "\r\n", "\u00a0", "\u2003", "\u200b", "\ufeff", "\x00", "\x1c", "\x85", "!", "!!",
-    "?!", ",", "<|endoftext|>", "<|startoftext|>", "<|ENDOFTEXT|>", "<|endoftext", "</w>", "<lora:ink:0.8>", "(word:1.2)",
-    "[a|b]", "_", "__init__", "a_b", "--", "…", "“quoted”", "&amp;", "http://x.y/z?q=1", "C++", "#tag", "@me", "$5", "50%",
+    "👍🏽", " ", "  ", "\t", "\n", "\r\n", "\u00a0", "\u2003", "\u200b", "\ufeff", "\x00", "\x1c", "\x85", "!",
+    "!!", "?!", ",", "<|endoftext|>", "<|startoftext|>", "<|ENDOFTEXT|>", "<|endoftext", "</w>", "<lora:ink:0.8>",
+    "(word:1.2)", "[a|b]", "_", "__init__", "a_b", "--", "…", "“quoted”", "&amp;", "http://x.y/z?q=1", "C++", "#tag",
+    "@me", "$5", "50%",
 ]  # fmt: skip
 
 
