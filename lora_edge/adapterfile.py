@@ -36,8 +36,8 @@ class AdapterFile:
     name: str
     path: Path
     tensors: TensorFile
-    modules: Mapping[str, Mapping[str, str]]
-    configs: Mapping[str, PeftConfig] = field(default_factory=dict)
+    modules: Mapping[str, Mapping[str, str]] = field(repr=False)
+    configs: Mapping[str, PeftConfig] = field(default_factory=dict, repr=False)
 
     @property
     def metadata(self) -> Mapping[str, str]:

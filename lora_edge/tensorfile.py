@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import mmap
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,8 +233,7 @@ def _json(text: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) != len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
             raise _Wrong(f"names {twice!r} twice in its header")
         return made
 

@@ -1,7 +1,8 @@
 """kohya names over diffusers blocks: `lora_unet_down_blocks_0_attentions_0_proj_in`, `lora_te_text_model_encoder_...`.
 
-The prefixes are those of kohya-ss/sd-scripts, networks/lora.py; `lora_te1` is also met for the only text encoder of
-SD1, and `lora_te` for the first one of SDXL.
+The prefixes are those of kohya-ss/sd-scripts, networks/lora.py and oft.py; `lora_te1` is also met for the only text
+encoder of SD1, and `lora_te` for the first one of SDXL. `lycoris` is what the stand-alone wrapper of LyCORIS writes for
+whichever model it wraps.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,9 +11,9 @@ from lora_edge.dialects.paths import flat, paths
 from lora_edge.slots import SlotTable
 
 PREFIXES: Mapping[str, tuple[str, ...]] = {
-    "unet": ("lora_unet",),
-    "text_encoder": ("lora_te", "lora_te1"),
-    "text_encoder_2": ("lora_te2",),
+    "unet": ("lora_unet", "oft_unet", "lycoris"),
+    "text_encoder": ("lora_te", "lora_te1", "lycoris"),
+    "text_encoder_2": ("lora_te2", "lycoris"),
 }
 
 

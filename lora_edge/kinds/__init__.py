@@ -73,7 +73,7 @@ def _pattern(spelling: str) -> str:
 
 _LEAVES = tuple((re.compile(_pattern(spelling)), leaf) for spelling, leaf in dict(_leaves()).items())
 _KNOWN = re.compile(rf"(.+?)\.({'|'.join(_pattern(spelling) for spelling, _ in _leaves())})")
-_OTHER = re.compile(r"(lora_[^.]+)\.(.+)|(.+)\.([^.]+)")
+_OTHER = re.compile(r"((?:lora|oft|lycoris)_[^.]+)\.(.+)|(.+)\.([^.]+)")
 
 
 def is_adapter_leaf(leaf: str) -> bool:

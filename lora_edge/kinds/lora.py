@@ -4,6 +4,8 @@ A Conv's `down` has the layer's kernel and `up` is 1x1. With `mid` (Tucker, LyCO
 as well and the kernel lies between: dW[o,i,h,w] = scale * sum_pq up[o,p] mid[p,q,h,w] down[q,i].
 """
 
+import math
+
 import numpy as np
 
 from lora_edge.arrays import Array, FloatArray
@@ -44,7 +46,7 @@ def form(update: Update) -> tuple[LowRank, ...]:
     if len(update.shape) < 2:
         raise AdapterMismatch("is a norm, which has no low-rank update")
     if "mid" in update.tensors:
-        down = _fold(update.tensors["mid"], down)
+        down = _fold(update.tensors["mid"], down, max(update.shape[0], math.prod(update.shape[1:])))
     lanes, out = down.shape[0], update.shape[0]
     for leaf, factor, wanted in (("down", down, (lanes, *update.shape[1:])), ("up", up, (out, lanes))):
         if not _same(factor.shape, wanted):
@@ -57,10 +59,15 @@ def rank(shapes: Shapes) -> int | None:
     return shapes["down"][0] if shapes.get("down") else None
 
 
-def _fold(mid: Array, down: Array) -> Array:
-    """[p, q, kh, kw] and [q, in(, 1, 1)] -> [p, in, kh, kw]: the kernel moved into `down`."""
+def _fold(mid: Array, down: Array, most: int) -> Array:
+    """[p, q, kh, kw] and [q, in(, 1, 1)] -> [p, in, kh, kw]: the kernel moved into `down`.
+
+    The product is larger than what the file holds, so p is bounded by the most lanes that any layer can use.
+    """
     if down.ndim < 2 or mid.ndim != 4 or mid.shape[1] != down.shape[0] or not _same(down.shape, down.shape[:2]):
         raise AdapterMismatch(f"has a mid of shape {list(mid.shape)} that does not follow its down {list(down.shape)}")
+    if mid.shape[0] > most:
+        raise AdapterMismatch(f"has a mid of shape {list(mid.shape)}, more lanes than the layer's {most}")
     folded: Array = np.einsum("pqhw,qi->pihw", mid, down.reshape(down.shape[:2]), optimize=True)
     return folded
 
@@ -71,7 +78,7 @@ def _same(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     Files give a Linear layer 1x1 kernels and a 1x1 Conv none, according to the trainer's own model.
     """
     tail, wanted_tail = ([axis for axis in axes[1:] if axis != 1] for axes in (shape, wanted))
-    flat = int(np.prod(wanted[1:]))
+    flat = math.prod(wanted[1:])
     return shape[:1] == wanted[:1] and (tail == wanted_tail or shape[1:] == (flat,))
 
 

@@ -49,6 +49,7 @@ NAMES = {
     "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_out_0": ("unet", TO_OUT, "kohya"),
     "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q": ("unet", TO_Q, "kohya-ldm"),
     "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_out_0": ("unet", TO_OUT, "kohya-ldm"),
+    "lycoris_mid_block_attentions_0_transformer_blocks_0_attn1_to_out_0": ("unet", TO_OUT, "kohya"),
     "lora_te_text_model_encoder_layers_0_self_attn_q_proj": ("text_encoder", TEXT_Q, "kohya"),
     "lora_te1_text_model_encoder_layers_1_mlp_fc1": ("text_encoder", FC1, "kohya"),
     "lora_te_encoder_layers_1_mlp_fc1": ("text_encoder", FC1, "kohya"),
@@ -90,7 +91,7 @@ def test_ldm_names_written_by_hand(path: str, name: str, sd15_table: SlotTable) 
     assert found[f"diffusion_model.{name}"].places == (Place("unet", path),)
 
 
-SD1_LIKE = {
+SHAPES = {
     "sd15": {"sample_size": 64, "cross_attention_dim": 768},
     "three levels": {
         "block_out_channels": (32, 64, 64),
@@ -99,14 +100,27 @@ SD1_LIKE = {
         "transformer_layers_per_block": (1, 2, 3),
     },
     "one layer a block": {"block_out_channels": (32, 32, 64, 64), "layers_per_block": 1},
+    "sdxl": {
+        "sample_size": 128,
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
     "three layers a block": {"block_out_channels": (32, 32, 64, 64), "layers_per_block": 3},
 }
 
 
-@pytest.mark.parametrize("shape", SD1_LIKE)
+@pytest.mark.parametrize("shape", SHAPES)
 def test_diffusers_turns_every_ldm_name_back(shape: str, table_of: Callable[[torch.nn.Module], SlotTable]) -> None:
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**SD1_LIKE[shape])
+        unet = UNet2DConditionModel(**SHAPES[shape])
     table = table_of(unet)
     keys = {}
     for name in unet.state_dict():

@@ -156,6 +156,7 @@ def test_mid_has_the_rank_of_down() -> None:
             {"down": (RANK, IN, 3, 3), "mid": (RANK, RANK, 3, 3), "up": (OUT, RANK)},
             "has a mid of shape",
         ),
+        ((OUT, IN, 3, 3), {"down": (1, IN), "mid": (99, 1, 3, 3), "up": (OUT, 99)}, "more lanes than the layer's 54"),
         ((OUT,), {"down": (RANK, IN), "up": (OUT, RANK)}, "is a norm"),
     ],
 )
