@@ -40,7 +40,7 @@ def main() -> None:
     engine.generate(told["prompts"][0]["prompt"], steps=1, seed=0)
     opened = time.perf_counter() - start
 
-    styles = [lora_edge_style for lora_edge_style in told["styles"]]
+    styles = told["styles"]
     heads = columns(styles)
     steps: list[float] = []
     rows = []
@@ -70,7 +70,7 @@ def swap_time(engine: lora_edge.Engine, styles: list[str], rounds: int = 30) -> 
         chosen = [(adapters[turn % len(adapters)], 0.8)]
         start = time.perf_counter()
         for component in ("text_encoder", "unet"):
-            engine.adapter_feeds(component, chosen)
+            engine.feeds(component, chosen)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 

@@ -134,8 +134,17 @@ class Engine:
             ComponentMissing: the bundle has none of that name.
             RequestError: inputs or multipliers that do not fit.
         """
+        return self._components.run(component, inputs, self.feeds(component, adapters))
+
+    def feeds(self, component: str, adapters: Sequence[tuple[Adapter, Strength]]) -> dict[str, Array]:
+        """The graph inputs that `run` adds for these adapters: all that a swap of styles changes.
+
+        Raises:
+            ComponentMissing: the bundle has none of that name.
+            RequestError: multipliers that do not fit.
+        """
         self.bundle.component(component)
-        return self._components.run(component, inputs, self._swap.feeds(component, checked_pairs(adapters)))
+        return self._swap.feeds(component, checked_pairs(adapters))
 
     def generate(
         self,

@@ -18,6 +18,8 @@ from lora_edge.errors import RequestError
 
 Doubles = NDArray[np.float64]
 
+MAX_TIMESTEPS = 100_000
+
 # Least signal at the last step, for solvers that divide by it: float16's smallest positive number.
 TERMINAL_FLOOR = 2.0**-24
 
@@ -62,14 +64,19 @@ class Schedule:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise RequestError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(choices)}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) not in _TYPES[type(field.default)]:
+                raise RequestError(f"{field.name} is {value!r}, which is of the wrong type")
         if self.trained_betas is not None:
-            object.__setattr__(self, "trained_betas", tuple(float(beta) for beta in self.trained_betas))
+            object.__setattr__(self, "trained_betas", tuple(self.trained_betas))
             object.__setattr__(self, "num_train_timesteps", len(self.trained_betas))
         for name in ("num_train_timesteps", "original_inference_steps"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not all(0 <= beta <= 1 for beta in (self.trained_betas or (self.beta_start, self.beta_end))):
-            raise RequestError("the schedule has a beta outside 0 .. 1")
+            if not 1 <= getattr(self, name) <= MAX_TIMESTEPS:
+                raise RequestError(f"{name} is {getattr(self, name)}; it must be from 1 to {MAX_TIMESTEPS}")
+        betas = self.trained_betas or (self.beta_start, self.beta_end)
+        if not all(isinstance(beta, int | float) and 0 < beta < 1 for beta in betas):
+            raise RequestError("the schedule has a beta that is not between 0 and 1")
 
     @classmethod
     def of(cls, config: Mapping[str, Any], **overrides: Any) -> "Schedule":
@@ -92,7 +99,8 @@ class Schedule:
         for key, accepted in ONLY.items():
             if key in config and config[key] not in accepted:
                 raise RequestError(f"the scheduler setting {key} is {config[key]!r}; only {accepted[0]!r} is supported")
-        return cls(**{key: value for key, value in config.items() if key in known} | overrides)
+        # null in a configuration is the default, as in diffusers.
+        return cls(**{key: value for key, value in config.items() if key in known and value is not None} | overrides)
 
     def only(self, names: Collection[str]) -> "Schedule":
         """This schedule with the attributes not named at their defaults, for a solver that knows of no others."""
@@ -135,7 +143,8 @@ def _alpha_bars(betas: FloatArray) -> FloatArray:
 
 def _scaled_linear(schedule: Schedule) -> Doubles:
     first, last = np.sqrt([schedule.beta_start, schedule.beta_end])
-    return np.linspace(first, last, schedule.num_train_timesteps, dtype=np.float64) ** 2
+    roots: Doubles = np.linspace(first, last, schedule.num_train_timesteps).astype(np.float64)
+    return roots * roots
 
 
 def _squared_cosine(schedule: Schedule) -> Doubles:
@@ -164,6 +173,14 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "prediction_type": ("epsilon", "v_prediction", "sample"),
     "timestep_spacing": ("leading", "trailing", "linspace"),
     "final_sigmas_type": ("zero", "sigma_min"),
+}
+
+_TYPES: Mapping[type, tuple[type, ...]] = {
+    bool: (bool,),
+    int: (int,),
+    float: (float, int),
+    str: (str,),
+    type(None): (type(None), tuple, list),
 }
 
 # Settings that some diffusers scheduler has and that change the result unless they have one of these values.

@@ -56,7 +56,7 @@ class Session:
             BundleDamaged: the file is not a graph that onnxruntime can read.
         """
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # a warning per optional input would bury everything else
+        options.log_severity_level = 4  # what fails is raised; a warning per optional input would bury it
         options.intra_op_num_threads = threads
         options.enable_mem_pattern = False  # ranks make shapes vary: a plan kept per shape would grow without end
         try:

@@ -183,14 +183,16 @@ def plan(name: str, config: Mapping[str, Any], steps: int, strength: float = 1.0
     name = find(name)
     sampler = SAMPLERS[name]
     _refuse_overrides(name, overrides)
-    if steps < 1:
-        raise RequestError(f"steps is {steps}; it must be at least 1")
+    if not isinstance(steps, int) or steps < 1:
+        raise RequestError(f"steps is {steps}; it must be a whole number of at least 1")
     if not 0 < strength <= 1:
         raise RequestError(f"strength is {strength}; it must be above 0 and at most 1")
     read = Schedule.of({**sampler.defaults, **config}, **{**overrides, **sampler.fixed})
     schedule = read.only(COMMON | sampler.uses)
     if schedule.rescale_betas_zero_snr and not sampler.zero_snr:
         raise RequestError(f"{name} cannot start from pure noise (rescale_betas_zero_snr): use euler, ddim or dpmpp_2m")
+    if steps > schedule.num_train_timesteps:
+        raise RequestError(f"{steps} steps are more than the {schedule.num_train_timesteps} of the schedule: use fewer")
     ladder = sampler.levels(schedule, steps)
     if ladder.levels[0].alpha == 0 and schedule.prediction_type == "epsilon":
         raise RequestError(
