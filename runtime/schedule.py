@@ -151,7 +151,8 @@ def _squared_cosine(schedule: Schedule) -> Doubles:
     """Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models", arXiv:2102.09672, equation 17."""
     times = np.linspace(0, 1, schedule.num_train_timesteps + 1)
     signal = np.cos((times + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1 - signal[1:] / signal[:-1], 0.999)
+    betas: Doubles = np.minimum(1 - signal[1:] / signal[:-1], 0.999)
+    return betas
 
 
 def _zero_terminal_snr(betas: FloatArray) -> FloatArray:

@@ -41,7 +41,7 @@ def unipc(denoise: Denoise, x: FloatArray, levels: Sequence[Level], noise: Noise
 
 
 def _advance(start: FloatArray, history: list[Known], there: Level, bend: FloatArray | float) -> FloatArray:
-    """The step that predictor and corrector share: from the newest known level to `there`, the image bent on the way."""
+    """What predictor and corrector share: from the newest known level to `there`, the image bent on the way."""
     here, image = history[0]
     return blend(there.sigma / here.sigma, start, there.alpha - there.sigma / here.ratio, image + bend)
 
