@@ -67,7 +67,7 @@ def ldm_path(table: SlotTable, path: str) -> str | None:
 
 def _upsampler(table: SlotTable, level: int) -> int:
     """The upsampler stands after the resnet and, where the level has one, after the attention."""
-    return 1 + any(slot.name.startswith(f"up_blocks.{level}.attentions.") for slot in table)
+    return 1 + (f"up_blocks.{level}.attentions.0.transformer_blocks.0.attn1.to_q" in table.by_name)
 
 
 def spell(table: SlotTable, path: str) -> Iterator[str]:
