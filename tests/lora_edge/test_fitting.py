@@ -1,5 +1,6 @@
 """What fits nothing is refused at once and in one sentence, or reported."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,14 @@ import pytest
 
 from lora_edge.adapter import Adapter
 from lora_edge.adapterfile import read_adapter
-from lora_edge.errors import AdapterMismatch, AdapterValueError, AmbiguousKind, ComponentMissing, UnknownKind
+from lora_edge.errors import (
+    AdapterError,
+    AdapterMismatch,
+    AdapterValueError,
+    AmbiguousKind,
+    ComponentMissing,
+    UnknownKind,
+)
 from lora_edge.slots import Slot, SlotTable
 
 Delta = Callable[[Adapter, str, Slot], Any]
@@ -226,3 +234,27 @@ def test_layers_that_flatten_alike_are_refused(save: Any) -> None:
     tensors = {f"lora_unet_a_b_c.lora_{part}.weight": np.ones((2, 2), np.float32) for part in ("up", "down")}
     with pytest.raises(AdapterMismatch, match="may mean a.b_c of unet or a_b.c of unet"):
         read_adapter(save(tensors)).fit([table])
+
+
+def test_whatever_the_shapes_only_typed_refusals_come_out(save: Any, lora: Any, unet_table: SlotTable) -> None:
+    """A good file with one to three tensors replaced by others of any leaf, shape and dtype."""
+    rng = np.random.default_rng(0)
+    slots = tuple(unet_table.by_name[name] for name in (TO_Q, CONV1))
+    table = SlotTable("unet", slots, {"conv_norm_out": 8})
+    modules = [*(f"lora_unet_{slot.name.replace('.', '_')}" for slot in slots), "lora_unet_conv_norm_out"]
+    leaves = ("lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "scale", "diff", "what")
+    dtypes = (np.float32, np.float16, np.float64, np.int64, np.uint8, np.bool_)
+    outcomes: Counter[str] = Counter()
+    for _ in range(400):
+        tensors = lora(table, "lora_unet", TO_Q, CONV1, alpha=1)
+        for _ in range(rng.integers(1, 4)):
+            shape = rng.choice([0, 1, 2, 3, 8], rng.integers(0, 5))
+            tensors[f"{rng.choice(modules)}.{rng.choice(leaves)}"] = np.ones(shape, rng.choice(dtypes))
+        try:
+            adapter = read_adapter(save(tensors)).fit([table], strict=bool(rng.integers(2)))
+        except AdapterError as error:
+            outcomes[type(error).__name__] += 1
+        else:
+            outcomes["fitted"] += 1
+            assert set(adapter.report.applied) | set(adapter.report.unused) == set(tensors)
+    assert set(outcomes) == {"fitted", "AdapterMismatch", "UnknownKind"}, outcomes
