@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import nn
 
 from lora_edge.bundle import FORMAT, MANIFEST, Bundle, describe_files, fingerprint
@@ -140,7 +140,8 @@ def _write_component(part: Part, module: nn.Module, table: SlotTable, model: ir.
     if table.norms:
         wanted = {f"{norm}.{leaf}" for norm in table.norms for leaf in ("weight", "bias")}
         named = {part.recipe.canonical(name): parameter for name, parameter in module.named_parameters()}
-        save_file({name: named[name].detach().numpy() for name in sorted(wanted)}, graph.parent / "norms.safetensors")
+        norms = {name: named[name].detach().numpy() for name in sorted(wanted)}
+        (graph.parent / "norms.safetensors").write_bytes(save(norms))
 
 
 def _copy_settings(checkpoint: Checkpoint, partial: Path) -> None:

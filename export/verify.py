@@ -1,7 +1,9 @@
 """The exported graph against the torch module it was made from, before anyone sees the bundle."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -148,27 +150,29 @@ class _Bench:
     def _torch(
         self, parts: Sequence[ComponentForms], multipliers: FloatArray, inputs: tuple[Tensor, ...]
     ) -> list[FloatArray]:
-        """One row through torch, with weights changed as `lora_edge.forms` defines it."""
-        changed: dict[str, Tensor] = {}
+        """One row through torch, with parameters changed as `lora_edge.forms` defines it."""
         numbers = [float(number) for number in multipliers]
-        for slot in self.table:
-            forms = [
-                (m, form) for m, part in zip(numbers, parts, strict=True) for form in part.slots.get(slot.name, ())
-            ]
-            if forms:
+        small: dict[str, Tensor] = {}
+        with contextlib.ExitStack() as hooks:
+            for slot in self.table:
+                forms = [
+                    (m, form) for m, part in zip(numbers, parts, strict=True) for form in part.slots.get(slot.name, ())
+                ]
                 name, weight = self.parameters[f"{slot.name}.weight"]
-                changed[name] = _changed_weight(slot, weight, forms)
-            for m, form in forms:
-                if isinstance(form, Bias):
-                    name, bias = self.parameters[f"{slot.name}.bias"]
-                    changed[name] = changed.get(name, bias) + m * torch.from_numpy(form.delta)
-        for m, part in zip(numbers, parts, strict=True):
-            for norm, delta in part.norms.items():
-                for leaf, array in (("weight", delta.weight), ("bias", delta.bias)):
-                    name, base = self.parameters[f"{norm}.{leaf}"]
-                    changed[name] = changed.get(name, base) + m * torch.from_numpy(array)
-        with torch.no_grad():
-            outputs = functional_call(self.wrapped, changed, inputs)
+                layer = self.wrapped.get_submodule(name.removesuffix(".weight"))
+                if forms:
+                    hooks.enter_context(_changed_while_used(layer, partial(_changed_weight, slot, weight, forms)))
+                for m, form in forms:
+                    if isinstance(form, Bias):
+                        name, bias = self.parameters[f"{slot.name}.bias"]
+                        small[name] = small.get(name, bias) + m * torch.from_numpy(form.delta)
+            for m, part in zip(numbers, parts, strict=True):
+                for norm, delta in part.norms.items():
+                    for leaf, array in (("weight", delta.weight), ("bias", delta.bias)):
+                        name, base = self.parameters[f"{norm}.{leaf}"]
+                        small[name] = small.get(name, base) + m * torch.from_numpy(array)
+            with torch.no_grad():
+                outputs = functional_call(self.wrapped, small, inputs)
         return [tensor.numpy() for tensor in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
     def _adapter(self, rank: int, beside: bool, random: np.random.Generator) -> ComponentForms:
@@ -197,6 +201,26 @@ class _Bench:
             if beside
         }
         return ComponentForms(slots, norms)
+
+
+@contextlib.contextmanager
+def _changed_while_used(layer: nn.Module, changed: Callable[[], Tensor]) -> Iterator[None]:
+    """Give a layer another weight for the time of its own forward: two models' weights would not fit into memory."""
+    parameter = layer.weight
+    base = parameter.data
+
+    def before(*_: object) -> None:
+        parameter.data = changed()
+
+    def after(*_: object) -> None:
+        parameter.data = base
+
+    handles = (layer.register_forward_pre_hook(before), layer.register_forward_hook(after, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _changed_weight(slot: Slot, weight: Tensor, forms: list[tuple[float, Form]]) -> Tensor:

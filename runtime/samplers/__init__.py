@@ -98,10 +98,7 @@ SAMPLERS: Mapping[str, Sampler] = {
 }
 
 # Other spellings; titles, case, spaces and punctuation need no entry.
-ALIASES: Mapping[str, str] = {
-    "euler ancestral": "euler_a",
-    "plms": "pndm",
-}
+ALIASES: Mapping[str, str] = {"euler ancestral": "euler_a"}
 
 # The sampler that does what a diffusers scheduler of this class does.
 NATIVE: Mapping[str, str] = {
@@ -205,7 +202,7 @@ def find(name: str) -> str:
     """The name in `SAMPLERS` that a spelling means.
 
     Raises:
-        RequestError: none; lists near matches.
+        RequestError: there is none; near matches are named.
     """
     spelled = _SPELLINGS.get(_plain(name))
     if spelled is None:
