@@ -57,7 +57,8 @@ def main() -> None:
     print(f"{arguments.out}: {len(rows)} prompts x {len(heads)} styles")
     print(f"open, first step included {opened:8.2f} s")
     print(f"a step (with guidance)    {statistics.median(steps) * 1e3:8.1f} ms, encoding and decoding included")
-    print(f"a swap of style           {swap_time(engine, styles) * 1e3:8.2f} ms, adapters resident, text encoder and UNet")
+    swap = swap_time(engine, styles) * 1e3
+    print(f"a swap of style           {swap:8.2f} ms, adapters resident, text encoder and UNet")
     print(f"sessions opened           {engine.info['sessions_opened']:8d}, all of them before the first style")
     print(f"adapters used             {', '.join(Library(EMOJI / 'styles').names())}")
 

@@ -1,5 +1,6 @@
 """Prompts -> what the UNet reads."""
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,8 @@ from lora_edge.arrays import FloatArray
 from lora_edge.runtime.components import Components
 from lora_edge.runtime.swap import Strength, Swap
 from lora_edge.runtime.tokenizer import Tokenizer
+
+log = logging.getLogger("lora_edge")
 
 
 def encode(
@@ -21,12 +24,16 @@ def encode(
     """Encode texts in one call.
 
     Args:
-        texts: without tags; what is longer than the text encoder reads is cut off (see `Tokenizer.padded`).
+        texts: without tags; what is longer than the text encoder reads is cut off, with a warning that quotes it.
         adapters: those that change the text encoder act on every text, the negative prompt too.
 
     Returns:
         [texts, tokens, dim] float32, the last hidden state.
     """
-    ids = np.concatenate([tokenizer.padded(text).ids for text in texts])
+    padded = [tokenizer.padded(text) for text in texts]
+    for one in padded:
+        if one.dropped:
+            log.warning("the text encoder reads %d tokens; it does not see: %s", tokenizer.max_length, one.dropped)
+    ids = np.concatenate([one.ids for one in padded])
     states = components.run("text_encoder", {"input_ids": ids}, swap.feeds("text_encoder", adapters))
     return states["last_hidden_state"]
