@@ -39,7 +39,7 @@ def _takes_update(layer: nn.Module) -> bool:
 
 
 def _slot(name: str, layer: nn.Module, positions: int) -> Slot:
-    out_features, in_features, *kernel = layer.weight.shape  # type: ignore[misc, union-attr]
+    out_features, in_features, *kernel = layer.weight.shape  # type: ignore[misc]
     return Slot(
         name,
         int(in_features),

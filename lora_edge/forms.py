@@ -27,7 +27,7 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        return self.down.shape[1]
+        return int(self.down.shape[1])
 
     @property
     def nbytes(self) -> int:

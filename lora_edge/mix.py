@@ -82,26 +82,28 @@ class Mix:
             raise RequestError(
                 "an adapter with gains, biases or norms acts on the whole batch: give every image the same multiplier"
             )
-        lanes = {SCALES: self.scales(multipliers), RANKS: self._ranks}
+        lanes: dict[str, Array] = {SCALES: self.scales(multipliers), RANKS: self._ranks}
         return self._layers | lanes | (self._sums(multipliers[0]) if self._uniform else {})
 
     def _sums(self, multipliers: FloatArray) -> dict[str, Array]:
         sums: dict[str, Array] = {}
+
+        def add(port: str, start: Array, change: Array) -> None:
+            sums[port] = sums.get(port, start) + change
+
         for multiplier, part in zip(multipliers, self._parts, strict=True):
             for name, forms in part.slots.items():
                 slot = self._table.by_name[name]
                 for form in forms:
                     if isinstance(form, Gain):
-                        port = slot.port(f"gain_{form.axis}")
-                        sums[port] = sums.get(port, 1) + multiplier * (form.values - 1)
+                        excess = form.values - 1
+                        add(slot.port(f"gain_{form.axis}"), np.ones_like(excess), multiplier * excess)
                     elif isinstance(form, Bias):
-                        port = slot.port("bias")
-                        sums[port] = sums.get(port, 0) + multiplier * form.delta
+                        add(slot.port("bias"), np.zeros_like(form.delta), multiplier * form.delta)
             for name, norm in part.norms.items():
                 for leaf, delta in (("weight", norm.weight), ("bias", norm.bias)):
                     if delta is not None:
-                        port = f"{name}.{leaf}"
-                        sums[port] = sums.get(port, self._norms[port]) + multiplier * delta
+                        add(f"{name}.{leaf}", self._norms[f"{name}.{leaf}"], multiplier * delta)
         return {port: np.ascontiguousarray(array, dtype=np.float32) for port, array in sums.items()}
 
 

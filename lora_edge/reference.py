@@ -19,7 +19,7 @@ def effective_weight(slot: Slot, weight: Array, inputs: dict[str, Array], scale:
         W' = gain_out * W * gain_in + up^T (scale * down^T), in the layout of `weight`.
     """
     spread = (1, -1, *(1 for _ in slot.kernel or ()))
-    changed = weight * np.reshape(inputs.get("gain_in", 1.0), spread)
+    changed: Array = weight * np.reshape(inputs.get("gain_in", 1.0), spread)
     changed = changed * np.reshape(inputs.get("gain_out", 1.0), (-1, *spread[:1], *spread[2:]))
     if "down" in inputs:
         changed = changed + ((inputs["down"] * scale) @ inputs["up"]).T.reshape(weight.shape)
@@ -36,5 +36,8 @@ def linear(slot: Slot, x: Array, weight: Array, bias: Array | float, inputs: dic
     rows = np.broadcast_to(scales, (len(x), scales.shape[1]))
     changed_bias = effective_bias(bias, inputs)
     return np.stack(
-        [row @ effective_weight(slot, weight, inputs, scale).T + changed_bias for row, scale in zip(x, rows, strict=True)]
+        [
+            row @ effective_weight(slot, weight, inputs, scale).T + changed_bias
+            for row, scale in zip(x, rows, strict=True)
+        ]
     )

@@ -67,7 +67,7 @@ class Components:
                 )
             )
         cast = {key: _cast(f"{name}.{key}", array, known[key]) for key, array in inputs.items()}
-        return graph.run(cast | feeds)
+        return graph.run({**cast, **feeds})
 
 
 def _cast(what: str, array: Any, port: GraphInput) -> Array:

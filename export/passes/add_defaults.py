@@ -20,7 +20,7 @@ def add_defaults(model: ir.Model, table: SlotTable) -> None:
     for value in graph.inputs:
         name = value.name or ""
         if name == TOKENS and value.shape is not None:
-            defaults[name] = np.zeros((0, int(value.shape[1])), np.float32)  # type: ignore[arg-type]
+            defaults[name] = np.zeros((0, int(value.shape[1])), np.float32)
         if name in defaults:
             value.const_value = ir.tensor(defaults[name], name=name)
             graph.initializers.add(value)

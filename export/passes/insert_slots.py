@@ -95,14 +95,15 @@ def _find(graph: ir.Graph, slot: Slot) -> Layer:
         return Layer(slot, x, weight, bias, first.outputs[0], (first,))
     if first is not None and first.op_type == "Transpose":
         (matmul,) = first.outputs[0].consumers()
-        x, result, nodes, bias = matmul.inputs[0], matmul.outputs[0], (first, matmul), None
+        nodes: tuple[ir.Node, ...] = (first, matmul)
+        x, result, bias = matmul.inputs[0], matmul.outputs[0], None
         assert x is not None
         if slot.has_bias:
             bias = graph.initializers[f"{slot.name}.bias"]
             (add,) = result.consumers()
             if add.op_type != "Add" or bias not in add.inputs:
                 raise ExportError(f"the bias of slot {slot.name} is not added right after its product")
-            result, nodes = add.outputs[0], (first, matmul, add)
+            result, nodes = add.outputs[0], (*nodes, add)
         return Layer(slot, x, weight, bias, result, nodes)
     raise ExportError(f"the weight of slot {slot.name} is used by something other than its layer")
 

@@ -15,7 +15,7 @@ class _Decoder(nn.Module):
         self.model = model
 
     def forward(self, latent_sample: Tensor) -> Tensor:
-        out: Tensor = self.model.decode(latent_sample, return_dict=False)[0]  # type: ignore[operator, union-attr]
+        out: Tensor = self.model.decode(latent_sample, return_dict=False)[0]  # type: ignore[operator]
         return out
 
 
@@ -25,7 +25,7 @@ class _Encoder(nn.Module):
         self.model = model
 
     def forward(self, sample: Tensor) -> Tensor:
-        out: Tensor = self.model.encode(sample).latent_dist.parameters  # type: ignore[operator, union-attr]
+        out: Tensor = self.model.encode(sample).latent_dist.parameters  # type: ignore[operator]
         return out
 
 

@@ -49,7 +49,7 @@ def generate(
         raise RequestError(f"{out} does not end in .png, the one format that is written")
     if not out.parent.is_dir():
         raise RequestError(f"the folder {out.parent} for the images does not exist")
-    wanted = {"timestep_spacing": spacing, "prediction_type": prediction}
+    wanted: dict[str, Any] = {"timestep_spacing": spacing, "prediction_type": prediction}
     engine = Engine.open(bundle, backend, lora_dir, providers=provider)
     with tqdm(total=steps, disable=as_json, unit="step") as bar:
 
