@@ -258,3 +258,10 @@ def test_whatever_the_shapes_only_typed_refusals_come_out(save: Any, lora: Any, 
             outcomes["fitted"] += 1
             assert set(adapter.report.applied) | set(adapter.report.unused) == set(tensors)
     assert set(outcomes) == {"fitted", "AdapterMismatch", "UnknownKind"}, outcomes
+
+
+def test_a_file_of_the_same_width_gets_no_hint(save: Any, lora: Any, unet_table: SlotTable) -> None:
+    tensors = lora(unet_table, "lora_unet", TO_K2) | renamed(lora(unet_table, "lora_unet", PROJ_IN), "mid", "vid")
+    with pytest.raises(AdapterMismatch) as caught:
+        read_adapter(save(tensors)).fit([unet_table])
+    assert "looks made for" not in str(caught.value)
