@@ -11,7 +11,7 @@ PINS := torch==2.13.0 numpy==2.4.6 onnx==1.23.2 onnxruntime==1.31.1 onnxscript==
 
 .PHONY: demo test check export-sd15 clean
 
-demo: demo/bundle/lora_edge.json  ## export the demo model, write demo/contact-sheet.png
+demo: demo/emoji/lora_edge.json  ## export the demo model, write demo/contact-sheet.png
 	$(BIN)/python examples/contact_sheet.py
 
 test: $(READY)  ## everything that can be checked in minutes
@@ -26,9 +26,9 @@ check: $(READY)  ## ruff, mypy --strict on the built wheel, the walls between th
 export-sd15: $(READY)  ## time and memory of exporting a model of Stable Diffusion 1.5's size (random weights)
 	$(BIN)/python benchmarks/export_sd15.py
 
-demo/bundle/lora_edge.json: $(READY) examples/emoji/model/model_index.json
+demo/emoji/lora_edge.json: $(READY) examples/emoji/model/model_index.json
 	mkdir -p demo
-	$(BIN)/lora-edge export examples/emoji/model demo/bundle --force
+	$(BIN)/lora-edge export examples/emoji/model demo/emoji --force
 
 $(READY): pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -29,7 +29,7 @@ def columns(styles: list[str]) -> list[tuple[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, default=ROOT / "demo" / "bundle")
+    parser.add_argument("--bundle", type=Path, default=ROOT / "demo" / "emoji")
     parser.add_argument("--out", type=Path, default=ROOT / "demo" / "contact-sheet.png")
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()

@@ -96,11 +96,11 @@ class Bundle:
         try:
             for path, entry in manifest["files"].items():
                 _check_file(folder, path, int(entry["size"]), str(entry["sha256"]) if check == "full" else None)
-            components = {
-                name: _component(folder, name, entry) for name, entry in manifest["components"].items()
-            }
+            components = {name: _component(folder, name, entry) for name, entry in manifest["components"].items()}
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise BundleDamaged(f"{folder / MANIFEST} lacks or misspells an entry: {error!r}; export it again") from error
+            raise BundleDamaged(
+                f"{folder / MANIFEST} lacks or misspells an entry: {error!r}; export it again"
+            ) from error
         return cls(folder, manifest, components)
 
     def component(self, name: str) -> Component:
@@ -156,8 +156,11 @@ def sha256(path: Path) -> str:
 def verify_files(bundle: Bundle) -> Iterator[tuple[str, Callable[[], None]]]:
     """Each file of the manifest with a check that hashes it, for a caller that shows progress."""
     for path, entry in bundle.manifest["files"].items():
-        yield path, lambda path=path, entry=entry: _check_file(  # type: ignore[misc]
-            bundle.folder, path, entry["size"], entry["sha256"]
+        yield (
+            path,
+            lambda path=path, entry=entry: _check_file(  # type: ignore[misc]
+                bundle.folder, path, entry["size"], entry["sha256"]
+            ),
         )
 
 
