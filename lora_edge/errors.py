@@ -100,7 +100,9 @@ class PromptError(LoraEdgeError):
     """
 
     def __init__(self, message: str, text: str, at: int) -> None:
-        super().__init__(f"{message}\n  {text}\n  {' ' * at}^")
+        start = text.rfind("\n", 0, at) + 1
+        line = text[start:].split("\n", 1)[0]
+        super().__init__(f"{message}\n  {line}\n  {' ' * (at - start)}^")
         self.text = text
         self.at = at
 

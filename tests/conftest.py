@@ -159,3 +159,11 @@ def styles(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def engine(tiny_bundle: Path, styles: Path) -> Engine:
     return Engine.open(tiny_bundle, lora_dir=styles, threads=1)
+
+
+@pytest.fixture(scope="session")
+def emoji_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the demo model; tests must not write into it."""
+    source = Path(__file__).parent.parent / "examples" / "emoji" / "model"
+    made: Bundle = lora_edge.export(source, tmp_path_factory.mktemp("emoji") / "emoji")
+    return made.folder

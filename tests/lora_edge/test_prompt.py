@@ -103,3 +103,12 @@ def test_a_malformed_tag_is_refused_at_its_place(marked: str) -> None:
     with pytest.raises(PromptError, match=BAD[marked]) as caught:
         parse(text)
     assert (caught.value.text, caught.value.at) == (text, at)
+
+
+def test_the_caret_stands_under_the_place_in_a_prompt_of_several_lines() -> None:
+    text = "a house\nby the sea <lora:ink:loud>\nat night"
+    with pytest.raises(PromptError) as caught:
+        parse(text)
+    _, line, caret = str(caught.value).splitlines()[-3:]
+    assert line.strip() == "by the sea <lora:ink:loud>"
+    assert text[caught.value.at] == line[caret.index("^")]
