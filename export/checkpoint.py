@@ -1,6 +1,5 @@
 """A source folder in diffusers layout: what it holds, checked before anything is loaded."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from torch import nn
 
 from lora_edge.errors import CheckpointError
 from lora_edge.export.recipes import RECIPES, Recipe
+from lora_edge.jsonfile import read_object
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Checkpoint:
         folder = Path(source)
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is not a folder; give a model in diffusers layout (with model_index.json)")
-        index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+        index = read_object(folder / "model_index.json", CheckpointError, optional=True)
         parts = tuple(part for recipe in RECIPES if (part := _part(folder, index, recipe)) is not None)
         if not parts:
             wanted = ", ".join(sorted({recipe.folder for recipe in RECIPES}))
@@ -67,8 +67,7 @@ class Checkpoint:
 
     def config(self, folder: str, name: str) -> Mapping[str, Any]:
         """A JSON file of a folder that has no graph, such as the scheduler; {} where there is none."""
-        path = self.folder / folder / name
-        return read_json(path) if path.is_file() else {}
+        return read_object(self.folder / folder / name, CheckpointError, optional=True)
 
 
 def _part(folder: Path, index: Mapping[str, Any], recipe: Recipe) -> Part | None:
@@ -77,7 +76,7 @@ def _part(folder: Path, index: Mapping[str, Any], recipe: Recipe) -> Part | None
         if index.get(recipe.folder, [None])[0] is not None:
             raise CheckpointError(f"model_index.json names a {recipe.folder}, but {place}/config.json is missing")
         return None
-    config = read_json(place / "config.json")
+    config = read_object(place / "config.json", CheckpointError)
     class_name = (index.get(recipe.folder) or [None, None])[1] or config.get("_class_name")
     class_name = class_name or next(iter(config.get("architectures") or ()), None)
     if class_name not in recipe.classes:
@@ -91,18 +90,3 @@ def settings_of(module: nn.Module) -> dict[str, Any]:
     """The config of a loaded component, with the defaults that its config.json leaves out."""
     config: Any = module.config
     return dict(config.to_dict() if hasattr(config, "to_dict") else config)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(read, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return read

@@ -14,7 +14,6 @@ which packs name. Rules of change: entries are added, never given another meanin
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,6 +21,7 @@ from typing import Any, Literal
 
 from lora_edge.arrays import FloatArray
 from lora_edge.errors import BundleDamaged, BundleNotFound, BundleVersionError, ComponentMissing
+from lora_edge.jsonfile import read_object
 from lora_edge.slots import ABI_VERSION, Slot, SlotTable
 from lora_edge.tensorfile import TensorFile
 
@@ -130,7 +130,7 @@ class Bundle:
 
     def read_json(self, path: str) -> dict[str, Any]:
         """A JSON file of the bundle, such as `scheduler/scheduler_config.json`."""
-        return _read_json(self.folder / path)
+        return read_object(self.folder / path, BundleDamaged)
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -170,17 +170,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleNotFound(f"{folder} is not a bundle: it has no {MANIFEST}; make one with `lora-edge export`")
     if path.stat().st_size > MAX_MANIFEST:
         raise BundleDamaged(f"{path} is larger than a manifest can be ({path.stat().st_size} bytes)")
-    return _read_json(path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleDamaged(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(read, dict):
-        raise BundleDamaged(f"{path} is not a JSON object")
-    return read
+    return read_object(path, BundleDamaged)
 
 
 def _inside(folder: Path, path: str) -> Path:
@@ -208,4 +198,4 @@ def _component(folder: Path, name: str, entry: Mapping[str, Any]) -> Component:
         raise BundleDamaged(f"{folder} lacks {entry['graph']}; copy the bundle again or export it anew")
     slots = tuple(Slot.from_json(item) for item in entry["slots"])
     table = SlotTable(name, slots, dict(entry["norms"]), dict(entry["facts"]))
-    return Component(name, graph, table, _read_json(graph.parent / "config.json"))
+    return Component(name, graph, table, read_object(graph.parent / "config.json", BundleDamaged))

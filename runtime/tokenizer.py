@@ -4,7 +4,6 @@ Radford et al., "Learning Transferable Visual Models From Natural Language Super
 words cut by a pattern, byte-level BPE whose last piece of a word ends in `</w>`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from tokenizers import Tokenizer as Backend
 
 from lora_edge.arrays import IntArray
 from lora_edge.errors import BundleDamaged, RequestError
+from lora_edge.jsonfile import read_object
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_LENGTH = 77
@@ -193,15 +193,7 @@ def _length(settings: Mapping[str, Any], folder: Path) -> int:
 
 
 def _json(path: Path, optional: bool = False) -> dict[str, Any]:
-    if optional and not path.exists():
-        return {}
-    try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleDamaged(f"{path.name} of the tokenizer in {path.parent} cannot be read: {error}") from error
-    if not isinstance(contents, dict):
-        raise BundleDamaged(f"{path.name} of the tokenizer in {path.parent} is not a JSON object")
-    return contents
+    return read_object(path, BundleDamaged, optional)
 
 
 def _text(token: Any) -> str:
