@@ -1,7 +1,8 @@
 """The main job: every style on every prompt from one open bundle, as a contact sheet, with the figures that matter.
 
-Run by `make demo`. Rows are prompts; columns are no adapter, each style at 0.5 and at 1, a mix of two, and one negative
-multiplier. All of it runs in sessions that are opened once: a column is other input tensors.
+Run by `make demo`. Rows are prompts, the last one with a character that the base does not know, an adapter too; columns
+are no style, each style at 0.5 and at 1, a mix of two, and one negative multiplier. All of it runs in sessions that are
+opened once: a column is other input tensors.
 """
 
 import argparse
@@ -9,6 +10,8 @@ import json
 import statistics
 import time
 from pathlib import Path
+
+from tqdm import tqdm
 
 import lora_edge
 from lora_edge.library import Library
@@ -44,7 +47,9 @@ def main() -> None:
     heads = columns(styles)
     steps: list[float] = []
     rows = []
-    for item in told["prompts"]:
+    subject = told["subject"]
+    taught = {"prompt": f"{subject['prompt']} <lora:{subject['name']}:1>", "seed": subject["seed"]}
+    for item in tqdm([*told["prompts"], taught], desc="drawing", unit="prompt"):
         images = []
         for _, tags in heads:
             start = time.perf_counter()
