@@ -58,7 +58,7 @@ def denoiser(predict: Predict, schedule: Schedule) -> Denoise:
     bound = schedule.clip_sample_range if schedule.clip_sample else float("inf")
 
     def denoise(x: FloatArray, level: Level) -> Estimate:
-        image, noise = estimate(x, predict(x, level.timestep), level)
+        image, noise = estimate(x, predict(x.astype(np.float32), level.timestep), level)
         return Estimate(image.clip(-bound, bound), noise)
 
     return denoise

@@ -6,7 +6,7 @@ A sampler is a plain generator function
 
 - `denoise(x, level)` estimates image and noise in the latents (`denoise.Estimate`); what the model predicts, guidance
   and batching are hidden in it.
-- `x`: latents [rows, channels, height, width] float32 at `levels[0]`, in the model's own coordinates:
+- `x`: latents [rows, channels, height, width] float64 at `levels[0]`, in the model's own coordinates:
   `x = alpha * image + sigma * noise`, alpha**2 + sigma**2 = 1. So a latent goes into the model as it is, whatever the
   sampler.
 - `levels`: the rungs of the ladder (`levels.Level`), steps + 1 of them.
@@ -29,6 +29,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
+
+import numpy as np
 
 from lora_edge.arrays import FloatArray
 from lora_edge.errors import RequestError
@@ -160,7 +162,10 @@ class Plan:
         Yields:
             A `Step` after each step; nothing is computed ahead of the caller.
         """
-        yield from SAMPLERS[self.name].run(denoiser(predict, self.schedule), x, self.ladder.levels, noise)
+        # Latents are small beside the model, so what a sampler computes is exact to more digits than they have.
+        exact: Any = x.astype(np.float64)
+        for step in SAMPLERS[self.name].run(denoiser(predict, self.schedule), exact, self.ladder.levels, noise):
+            yield Step(step.latents.astype(np.float32), step.denoised.astype(np.float32))
 
 
 def plan(name: str, config: Mapping[str, Any], steps: int, strength: float = 1.0, **overrides: Any) -> Plan:
