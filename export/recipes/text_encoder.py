@@ -39,8 +39,17 @@ def _outputs(module: nn.Module) -> tuple[Port, ...]:
 
 
 def _example(config: Mapping[str, Any], rows: int, size: int) -> tuple[Tensor, ...]:
-    length = config["max_position_embeddings"]
-    return (torch.randint(0, config["vocab_size"], (rows, length), generator=seeded(0)),)
+    """Prompts: start of text, words, and ends of text to the full length; CLIP's two marks are its last ids.
+
+    A trained encoder is ill-conditioned on what no tokenizer makes, and float32 then decides little.
+    """
+    length, words = config["max_position_embeddings"], config["vocab_size"] - 2
+    ids = torch.full((rows, length), words + 1)
+    ids[:, 0] = words
+    for row in range(rows):
+        many = max(1, (row + 1) * length // (rows + 2))
+        ids[row, 1 : 1 + many] = torch.randint(0, words, (many,), generator=seeded(row))
+    return (ids,)
 
 
 def _canonical(name: str) -> str:
