@@ -105,3 +105,10 @@ def test_other_versions_are_refused(tiny_bundle: Path, tmp_path: Path, word: str
     manifest = json.loads((tiny_bundle / "lora_edge.json").read_text(encoding="utf-8"))
     (tmp_path / "lora_edge.json").write_text(json.dumps({**manifest, word: 99}), encoding="utf-8")
     assert f"was written with {word} 99" in refused("verify", tmp_path)
+
+
+def test_the_help_names_every_sampler() -> None:
+    from lora_edge.runtime.samplers import SAMPLERS
+
+    told = " ".join(run("generate", "--help").stdout.replace("│", " ").split())
+    assert all(f"{name}," in told or f"{name}." in told for name in SAMPLERS)

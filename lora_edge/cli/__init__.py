@@ -5,7 +5,6 @@ one line in COMMANDS; rooms are imported inside the commands, so that `--help` n
 """
 
 import logging
-import os
 import sys
 from typing import Annotated
 
@@ -56,7 +55,3 @@ def main() -> None:
     except OSError as error:
         typer.echo(f"lora-edge: {error.strerror or error}: {error.filename or 'no file named'}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("lora-edge: interrupted; nothing half-written was left", err=True)
-        sys.stdout.flush()
-        os._exit(130)

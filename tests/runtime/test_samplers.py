@@ -80,8 +80,9 @@ class Stride:
 def theirs(name, config, steps, predict=model):
     """-> result, [(timestep, model input)], largest latent.
 
-    Schedulers that draw noise draw it in the type of their latents, float32. The others are given float64: in float32 heun's second slope, from full noise to sigma 0.03 at once,
-    divides rounding errors by 0.03, and diffusers is 1.3e-5 off itself.
+    Schedulers that draw noise draw it in the type of their latents, float32. The others are given float64: in float32
+    heun's second slope, from full noise to sigma 0.03 at once, divides rounding errors by 0.03, and diffusers is 1.3e-5
+    off itself.
     """
     scheduler = getattr(diffusers, SCHEDULERS[name])(**config)
     scheduler.set_timesteps(steps)
