@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_edge import prompt as prompts
 from lora_edge.adapter import Adapter
-from lora_edge.errors import PromptError, RequestError
+from lora_edge.errors import BundleDamaged, PromptError, RequestError
 from lora_edge.runtime import samplers
 from lora_edge.runtime.samplers import Plan
 from lora_edge.runtime.swap import Strength
@@ -32,10 +32,17 @@ class Size:
 
     @classmethod
     def of(cls, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> "Size":
-        """From the configs of UNet and VAE: each of their levels but the first halves the picture."""
-        factor = 2 ** (len(vae["block_out_channels"]) - 1)
-        halvings = 2 ** (len(unet["block_out_channels"]) - 1)
-        return cls(factor, factor * halvings, factor * int(unet.get("sample_size") or 64))
+        """From the configs of UNet and VAE: each of their levels but the first halves the picture.
+
+        Raises:
+            BundleDamaged: the configs do not say.
+        """
+        try:
+            factor = 2 ** (len(vae["block_out_channels"]) - 1)
+            halvings = 2 ** (len(unet["block_out_channels"]) - 1)
+            return cls(factor, factor * halvings, factor * int(unet.get("sample_size") or 64))
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleDamaged(f"the configs of UNet and VAE do not say their sizes ({error!r})") from error
 
     def check(self, word: str, pixels: int | None) -> int:
         """A width or height in pixels; None is the usual one.

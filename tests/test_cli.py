@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit codes, one sentence, nothing half-written."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,5 +111,4 @@ def test_other_versions_are_refused(tiny_bundle: Path, tmp_path: Path, word: str
 def test_the_help_names_every_sampler() -> None:
     from lora_edge.runtime.samplers import SAMPLERS
 
-    told = " ".join(run("generate", "--help").stdout.replace("│", " ").split())
-    assert all(f"{name}," in told or f"{name}." in told for name in SAMPLERS)
+    assert set(SAMPLERS) <= set(re.findall(r"\w+", run("generate", "--help").stdout))

@@ -17,6 +17,7 @@ import lora_edge
 from lora_edge import errors
 from lora_edge.runtime.engine import Engine
 from lora_edge.runtime.generate import Progress
+from lora_edge.runtime.request import Size
 
 PROMPT = "a red apple"
 SCHEDULERS = {"euler": EulerDiscreteScheduler, "ddim": DDIMScheduler}
@@ -155,6 +156,12 @@ def test_requests_that_cannot_be_met_are_refused_before_the_first_step(engine: E
         with pytest.raises(error, match=words):
             engine.generate(**{"prompt": PROMPT, "on_step": steps.append, **settings})
         assert not steps
+
+
+def test_configs_that_say_no_size_are_refused() -> None:
+    assert Size.of({"block_out_channels": [1, 2, 3, 4]}, {"block_out_channels": [1, 2, 3, 4]}) == Size(8, 64, 512)
+    with pytest.raises(errors.BundleDamaged, match="do not say their sizes"):
+        Size.of({"block_out_channels": [1]}, {})
 
 
 def test_wrong_inputs_of_a_component_are_refused(engine: Engine) -> None:
