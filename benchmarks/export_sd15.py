@@ -1,8 +1,8 @@
 """Question: how long does exporting a model of Stable Diffusion 1.5's size take, and how much memory?
 
 Method: UNet (860 M parameters), text encoder (123 M) and VAE (84 M) of SD 1.5's configuration with random weights,
-written as a diffusers folder, exported by `lora-edge export` in a process of its own; wall time and peak resident size
-are that process's. The weights are random, which changes neither. Result: benchmarks/results/export_sd15.json, and
+written as a diffusers folder, exported by `lora-edge export` in a process of its own; wall time, CPU time of
+all threads and peak resident size are that process's. The weights are random, which changes neither. Result: benchmarks/results/export_sd15.json, and
 the README.
 """
 
@@ -66,10 +66,12 @@ def main() -> None:
     command = [sys.executable, "-m", "lora_edge", "export", str(model), str(bundle), "--force", "--json"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     said = json.loads(done.stdout)
     result = {
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
         "peak_bytes": peak,
         "bundle_bytes": said["bytes"],
         "slots": said["slots"],
