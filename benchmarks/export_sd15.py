@@ -1,9 +1,9 @@
 """Question: how long does exporting a model of Stable Diffusion 1.5's size take, and how much memory?
 
 Method: UNet (860 M parameters), text encoder (123 M) and VAE (84 M) of SD 1.5's configuration with random weights,
-written as a diffusers folder, exported by `lora-edge export` in a process of its own; wall time, CPU time of
-all threads and peak resident size are that process's. The weights are random, which changes neither. Result: benchmarks/results/export_sd15.json, and
-the README.
+written as a diffusers folder, exported by `lora-edge export` in a process of its own; wall time, CPU time of all
+threads and peak resident size are that process's. The weights are random, which changes none of them.
+Result: benchmarks/results/export_sd15.json, and the README.
 """
 
 import argparse

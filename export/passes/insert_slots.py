@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from lora_edge.arrays import Array
 from lora_edge.errors import ExportError
+from lora_edge.export.passes.constants import Constants
 from lora_edge.slots import RANKS, SCALES, Slot, SlotTable
 
 LEAVES = ("down", "up", "gain_in", "gain_out", "bias")
@@ -60,27 +60,6 @@ def insert_slots(model: ir.Model, table: SlotTable) -> None:
         replacement.name, layer.result.name = layer.result.name, None  # it may be an output of the graph
         ir.convenience.replace_all_uses_with(layer.result, replacement, replace_graph_outputs=True)
         graph.remove(list(reversed(layer.nodes)), safe=True)
-
-
-class Constants:
-    """Small constants of the graph, each stored once."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
-
-    def __call__(self, *numbers: int) -> ir.Value:
-        return self._stored("const." + ".".join(map(str, numbers)), np.array(numbers, dtype=np.int64))
-
-    def zeros(self, *shape: int) -> ir.Value:
-        return self._stored("const.zeros." + ".".join(map(str, shape)), np.zeros(shape, dtype=np.float32))
-
-    def _stored(self, name: str, array: Array) -> ir.Value:
-        if name not in self.graph.initializers:
-            tensor = ir.tensor(array, name=name)
-            value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
-            value.const_value = tensor
-            self.graph.initializers.add(value)
-        return self.graph.initializers[name]
 
 
 def _find(graph: ir.Graph, slot: Slot) -> Layer:
