@@ -188,7 +188,7 @@ class Engine:
         request = make_request(
             prompt,
             size=painter.size,
-            scheduler=self.bundle.read_json("scheduler/scheduler_config.json"),
+            scheduler=painter.scheduler,
             negative_prompt=negative_prompt,
             seed=seed,
             steps=steps,
@@ -218,8 +218,9 @@ class Engine:
         unet, vae = self.bundle.component("unet").config, self.bundle.component("vae_decoder").config
         tokenizer = Tokenizer.open(self.bundle.folder / "tokenizer")
         self.bundle.component("text_encoder")
+        scheduler = self.bundle.read_json("scheduler/scheduler_config.json")
         size = Size.of(unet, vae)
-        return Painter(self._components, self._swap, tokenizer, size, int(unet["in_channels"]), vae)
+        return Painter(self._components, self._swap, tokenizer, size, int(unet["in_channels"]), vae, scheduler)
 
     def _parameters(self, request: Request, row: int) -> dict[str, Any]:
         """What an image's metadata says of how it was made."""

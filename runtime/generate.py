@@ -48,7 +48,13 @@ OnStep = Callable[[Progress], object]
 
 @dataclass(frozen=True)
 class Painter:
-    """What making images takes."""
+    """What making images takes, read once.
+
+    Attributes:
+        channels: of the latents.
+        vae: config of the VAE.
+        scheduler: scheduler_config.json.
+    """
 
     components: Components
     swap: Swap
@@ -56,6 +62,7 @@ class Painter:
     size: Size
     channels: int
     vae: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
 
     def paint(self, request: Request, on_step: OnStep | None = None) -> list[Image.Image]:
         """Make the images of a request.

@@ -286,6 +286,18 @@ def test_importing_the_runtime_imports_no_training_library() -> None:
     assert not imported & {"torch", "diffusers", "transformers", "peft", "onnx", "typer"}
 
 
+def test_a_swap_back_reads_no_file(engine: Engine) -> None:
+    prompts = [PROMPT + "<lora:ink:0.8>", PROMPT + "<lora:fog:1><lora:glow:0.4>"]
+    for prompt in prompts:
+        engine.generate(prompt, steps=1, seed=0)
+    watching, opened = [True], []
+    sys.addaudithook(lambda event, args: opened.append(args[0]) if watching and event == "open" else None)
+    for prompt in prompts:
+        engine.generate(prompt, steps=1, seed=0)
+    watching.clear()
+    assert not opened
+
+
 def test_info_says_what_runs(engine: Engine) -> None:
     engine.generate(PROMPT, steps=1)
     info = engine.info
