@@ -39,7 +39,7 @@ SCHEDULE = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
-BATCH = 32
+BATCH = 16
 EMPTY = 0.1  # share of captions left empty, for guidance
 PEAK = 1.2e-3
 
@@ -60,11 +60,11 @@ class Painter(nn.Module):
 
 
 def velocity_loss(
-    painter: nn.Module, scheduler: DDIMScheduler, latents: torch.Tensor, ids: torch.Tensor
+    painter: nn.Module, scheduler: DDIMScheduler, latents: torch.Tensor, ids: torch.Tensor, earliest: int = 0
 ) -> torch.Tensor:
     """Mean squared error of the velocity at random time steps; latents [n, c, h, w], ids [n, positions]."""
     noise = torch.randn_like(latents)
-    steps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),))
+    steps = torch.randint(earliest, scheduler.config.num_train_timesteps, (len(latents),))
     with torch.autocast("cpu", torch.bfloat16):
         output = painter(scheduler.add_noise(latents, noise, steps), steps, ids)
     return F.mse_loss(output.float(), scheduler.get_velocity(latents, noise, steps))

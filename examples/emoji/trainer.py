@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-AVERAGE_EVERY = 15.0  # seconds
+AVERAGE_EVERY = 10.0  # seconds
 SAVE_EVERY = 60.0
 
 
