@@ -21,6 +21,7 @@ from robo import POSES
 from robo import draw as robo_picture
 from style_pictures import judged
 from styles import STYLES
+from train_vae import psnr, to_tensor
 
 HERE = Path(__file__).parent
 MULTIPLIERS = (0.7, 1.0)
@@ -76,13 +77,21 @@ def sheet(rows: list[np.ndarray], path: Path) -> None:
     """Rows of pictures [n, 64, 64, 3] -> one PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     grid = np.concatenate([np.concatenate(list(row), 1) for row in rows])
-    Image.fromarray(to_bytes(grid)).save(path, optimize=True)
+    Image.fromarray(to_bytes(grid)).quantize(256).save(path, optimize=True)  # a third of the size
 
 
 def rank_among(image: np.ndarray, scene: Scene, names: list[str], icons: dict) -> int:
     """How many concepts on the scene's ground are nearer to the picture than the right one."""
     drawn = [Scene(name, scene.ground, scene.color if name == scene.icon else None).draw(icons) for name in names]
     return int(ranks(image[None], np.stack(drawn), [names.index(scene.icon)])[0])
+
+
+def judge_vae(pipe, concepts: dict, icons: dict) -> dict:
+    """Mean decibels of reconstructions: what no picture of the model can surpass."""
+    scenes = [Scene(name, list(GROUNDS)[i % len(GROUNDS)]) for i, name in enumerate(concepts)]
+    shown = {"white": [on_ground(icons[name]) for name in concepts], "grounds": [s.draw(icons) for s in scenes]}
+    shown |= {title: [rule(icons[name]) for name in concepts] for title, rule in STYLES.items()}
+    return {title: round(float(psnr(pipe.vae, to_tensor(images))[1].mean()), 1) for title, images in shown.items()}
 
 
 def judge_base(pipe, concepts: dict, icons: dict, out: Path, seed: int) -> dict:
@@ -139,7 +148,7 @@ def judge_style(pipe, name: str, path: Path, concepts: dict, icons: dict, out: P
         rows.append(images)
     result["look_of_rule"] = target.mean(0).round(3).tolist()
     result["look_of_plain"] = start.mean(0).round(3).tolist()
-    sheet([row[:16] for row in [*rows, styled[truth]]], out / f"style-{name}.png")
+    sheet([row[:12] for row in [*rows, styled[truth]]], out / f"style-{name}.png")
     return result
 
 
@@ -175,6 +184,7 @@ def main() -> None:
     report_path = args.out / "evaluation.json"
     report = json.loads(report_path.read_text()) if report_path.exists() else {}
     if not args.only or "base" in args.only:
+        report["vae_decibels"] = judge_vae(pipe, concepts, icons)
         report["base"] = judge_base(pipe, concepts, icons, args.out, args.seed)
     for name in args.only or STYLES:
         if name in STYLES and (path := args.styles / f"{name}.safetensors").exists():

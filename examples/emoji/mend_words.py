@@ -1,7 +1,7 @@
 """Tells apart words that the model mixes up: `python mend_words.py car cap --work WORK`, before `train_base.py save`.
 
-Only the words' own embeddings are trained, on pictures of the concepts that they name. Nothing else changes, so what was
-measured of other words stays true, and adapters fit as before.
+Only the words' own embeddings are trained, on pictures of the concepts that they name. Nothing else changes, so what
+was measured of other words stays true, and adapters fit as before.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ ADAPTERS = {
     "neon": ["--format", "peft", "--conv", "--steps", "1500", *HALF],
     "sepia": ["--format", "diffusers", "--steps", "700", *HALF],
     "pixel": ["--format", "kohya", "--steps", "1000", *HALF],
-    "robo": ["--format", "kohya", "--steps", "700", "--keep", "styles/plain"],
+    "robo": ["--format", "kohya", "--conv", "--steps", "1500", "--keep", "styles/plain"],
 }
 FOLDERS = {"robo": "robo"}
 
