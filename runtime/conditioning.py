@@ -1,31 +1,25 @@
 """Prompts -> what the UNet reads."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lora_edge.adapter import Adapter
-from lora_edge.arrays import FloatArray
+from lora_edge.arrays import Array, FloatArray
 from lora_edge.runtime.components import Components
-from lora_edge.runtime.swap import Strength, Swap
 from lora_edge.runtime.tokenizer import Tokenizer
 
 log = logging.getLogger("lora_edge")
 
 
 def encode(
-    components: Components,
-    swap: Swap,
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
-    adapters: Sequence[tuple[Adapter, Strength]],
+    components: Components, tokenizer: Tokenizer, texts: Sequence[str], feeds: Mapping[str, Array]
 ) -> FloatArray:
     """Encode texts in one call.
 
     Args:
         texts: without tags; what is longer than the text encoder reads is cut off, with a warning that quotes it.
-        adapters: those that change the text encoder act on every text, the negative prompt too.
+        feeds: adapter inputs of the text encoder; they act on the negative prompt too.
 
     Returns:
         [texts, tokens, dim] float32, the last hidden state.
@@ -35,5 +29,5 @@ def encode(
         if one.dropped:
             log.warning("the text encoder reads %d tokens; it does not see: %s", tokenizer.max_length, one.dropped)
     ids = np.concatenate([one.ids for one in padded])
-    states = components.run("text_encoder", {"input_ids": ids}, swap.feeds("text_encoder", adapters))
+    states = components.run("text_encoder", {"input_ids": ids}, feeds)
     return states["last_hidden_state"]

@@ -15,7 +15,7 @@ from lora_edge.runtime.denoise import Predict, guided
 from lora_edge.runtime.image import to_images
 from lora_edge.runtime.noise import Noise
 from lora_edge.runtime.request import Request, Size
-from lora_edge.runtime.swap import Swap
+from lora_edge.runtime.swap import Swap, differs_by_row
 from lora_edge.runtime.tokenizer import Tokenizer
 
 
@@ -100,8 +100,12 @@ class Painter:
     def _model(self, request: Request) -> Predict:
         """Latents and timestep -> prediction, with prompt, guidance and adapters inside."""
         texts = [request.negative, request.text] if request.guided else [request.text]
-        states = encode(self.components, self.swap, self.tokenizer, texts, request.adapters)
-        context = np.repeat(states, request.rows, axis=0)
+        # Images share their texts, unless an adapter of the text encoder acts on each image in its own strength.
+        alike = not any(differs_by_row(strength) for _, strength in request.adapters)
+        copies = 1 if alike else request.rows
+        changes = self.swap.feeds("text_encoder", request.adapters, request.rows, repeat=len(texts))
+        states = encode(self.components, self.tokenizer, [text for text in texts for _ in range(copies)], changes)
+        context = np.repeat(states, request.rows // copies, axis=0)
         feeds = self.swap.feeds("unet", request.adapters, request.rows, repeat=len(texts))
 
         def model(sample: FloatArray, timestep: float) -> FloatArray:

@@ -19,7 +19,7 @@ from lora_edge.runtime.shelf import Shelf
 Strength = float | Multiplier | Sequence[float]
 """A multiplier: one number, one per kind of component, or one per row of the batch."""
 
-MIXES = 256 << 20  # bytes of mixes kept; a single adapter is fed as it lies and costs none
+MIXES = 256 << 20  # bytes that kept mixes hold on to; the arrays of a single adapter are its own
 
 
 class Swap:
@@ -32,9 +32,7 @@ class Swap:
     def __init__(self, components: Mapping[str, Component]) -> None:
         self._components = components
         self._norms: dict[str, dict[str, FloatArray]] = {}
-        self._mixes: Shelf[tuple[Mix, tuple[Adapter, ...]]] = Shelf(
-            MIXES, lambda held: held[0].nbytes if len(held[1]) > 1 else 0
-        )
+        self._mixes: Shelf[tuple[Mix, tuple[Adapter, ...]]] = Shelf(MIXES, lambda held: held[0].nbytes)
 
     def feeds(
         self,
@@ -87,6 +85,11 @@ class Swap:
         if any(part.norms for part in parts) and component not in self._norms:
             self._norms[component] = self._components[component].norms()
         return Mix(table, parts, self._norms.get(component))
+
+
+def differs_by_row(strength: Strength) -> bool:
+    """Whether a multiplier is given row by row."""
+    return not isinstance(strength, int | float | Multiplier)
 
 
 def _numbers(strength: Strength, component: str) -> FloatArray:

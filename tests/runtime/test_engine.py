@@ -1,9 +1,12 @@
 """Whole requests, against diffusers with PEFT and against fresh engines."""
 
+import gc
 import json
 import random
 import subprocess
 import sys
+import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from lora_edge import errors
 from lora_edge.runtime.engine import Engine
 from lora_edge.runtime.generate import Progress
 from lora_edge.runtime.request import Size
+from lora_edge.runtime.shelf import Shelf
 
 PROMPT = "a red apple"
 SCHEDULERS = {"euler": EulerDiscreteScheduler, "ddim": DDIMScheduler}
@@ -96,11 +100,12 @@ def test_a_batch_equals_its_images_alone(engine: Engine) -> None:
         assert psnr(image, alone) >= 60
 
 
-def test_one_multiplier_per_image(engine: Engine, styles: Path) -> None:
-    glow = engine.load_adapter(styles / "deep" / "glow.safetensors")
-    batch = engine.generate(PROMPT, seed=5, steps=4, batch=3, adapters=[(glow, [0.0, 0.5, 1.0])])
+@pytest.mark.parametrize("name", ["deep/glow", "ink"], ids=["UNet", "UNet and text encoder"])
+def test_one_multiplier_per_image(engine: Engine, styles: Path, name: str) -> None:
+    style = engine.load_adapter(styles / f"{name}.safetensors")
+    batch = engine.generate(PROMPT, seed=5, steps=4, batch=3, adapters=[(style, [0.0, 0.5, 1.0])])
     for row, multiplier in enumerate((0.0, 0.5, 1.0)):
-        [alone] = engine.generate(PROMPT, seed=5 + row, steps=4, adapters=[(glow, multiplier)])
+        [alone] = engine.generate(PROMPT, seed=5 + row, steps=4, adapters=[(style, multiplier)])
         assert psnr(batch[row], alone) >= 60
 
 
@@ -257,6 +262,8 @@ def test_results_after_many_requests_equal_those_of_fresh_engines(
 
 BLOCKED = """
 import sys
+import weakref
+from functools import partial
 class Wall:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("torch", "diffusers", "transformers", "peft", "onnx", "safetensors"):
@@ -310,3 +317,29 @@ def test_text_that_finds_no_room_is_reported(engine: Engine, caplog: pytest.LogC
     engine.generate("word " * 40, steps=1, seed=0)
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith("the text encoder reads 77 tokens; it does not see: ") and said.endswith("word word")
+
+
+def test_the_shelf_puts_the_least_recently_used_back() -> None:
+    made: list[str] = []
+
+    def make(name: str, size: int) -> tuple[str, int]:
+        made.append(name)
+        return name, size
+
+    shelf: Shelf[tuple[str, int]] = Shelf(10, lambda item: item[1])
+    for name in ("a", "b", "a", "c", "a", "b"):
+        shelf.take(name, partial(make, name, 4))
+    assert made == ["a", "b", "c", "b"] and len(shelf) == 2 and shelf.nbytes == 8
+    shelf.take("large", partial(make, "large", 99))
+    assert len(shelf) == 1, "what is larger than the shelf is held alone"
+
+
+def test_mixes_do_not_keep_adapters_that_the_shelf_put_back(tiny_bundle: Path, styles: Path) -> None:
+    """Adapters in memory stay within what shelf and mixes may hold, however many files are used."""
+    engine = Engine.open(tiny_bundle, lora_dir=styles, adapter_bytes=1)
+    engine._swap._mixes.capacity = 1
+    watched = [weakref.ref(engine.load_adapter(styles / "ink.safetensors"))]
+    for name in ("ink", "glow", "fog"):
+        engine.generate(f"{PROMPT}<lora:{name}:1>", steps=1, seed=0)
+    gc.collect()
+    assert watched[0]() is None
