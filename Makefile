@@ -1,6 +1,6 @@
 # Every target makes its own .venv when it is missing. `make demo` and `make test` are the two to know.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

@@ -232,6 +232,7 @@ def random_prompts(count: int) -> list[str]:
     ]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 def test_two_hundred_requests_open_nothing_and_leave_nothing(tiny_bundle: Path, styles: Path, tmp_path: Path) -> None:
     prompts = random_prompts(200)
     command = [
