@@ -13,7 +13,7 @@ from lora_edge.arrays import Array
 from lora_edge.bundle import Bundle, Check
 from lora_edge.errors import AdapterNotFound, RequestError
 from lora_edge.library import Library, short_hash
-from lora_edge.runtime.backends import choose
+from lora_edge.runtime.backends import Backend, choose
 from lora_edge.runtime.components import Components
 from lora_edge.runtime.generate import OnStep, Painter
 from lora_edge.runtime.image import label
@@ -34,15 +34,15 @@ class Engine:
     One engine serves one request at a time; open several for several threads.
     """
 
-    def __init__(self, bundle: Bundle, components: Components, facts: Mapping[str, Any], adapter_bytes: int) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, lora_dir: Path | None, adapter_bytes: int) -> None:
         self.bundle = bundle
-        self._components = components
-        self._facts = dict(facts)
+        self._backend = backend
+        self._components = Components(bundle, backend)
+        self._lora_dir = lora_dir
         self._swap = Swap(bundle.components)
         self._shelf = adapter_shelf(adapter_bytes)
         self._libraries: dict[Path, Library] = {}
         self._painter: Painter | None = None
-        self._lora_dir: Path | None = None
 
     @classmethod
     def open(
@@ -74,10 +74,7 @@ class Engine:
         opened = Bundle.open(bundle, check)
         chosen = choose(backend, providers, threads)
         log.info("backend %s (%s): %s", chosen.name, ", ".join(chosen.providers), chosen.why)
-        facts = {"backend": chosen.name, "why": chosen.why, "providers": list(chosen.providers)}
-        engine = cls(opened, Components(opened, chosen), facts, adapter_bytes)
-        engine._lora_dir = Path(lora_dir) if lora_dir is not None else None
-        return engine
+        return cls(opened, chosen, Path(lora_dir) if lora_dir is not None else None, adapter_bytes)
 
     @property
     def info(self) -> dict[str, Any]:
@@ -87,7 +84,9 @@ class Engine:
         """
         files = self.bundle.manifest["files"]
         return {
-            **self._facts,
+            "backend": self._backend.name,
+            "why": self._backend.why,
+            "providers": list(self._backend.providers),
             "bundle": self.bundle.name,
             "sessions_opened": self._components.opened,
             "slots": {table.component: len(table) for table in self.bundle.tables},
