@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from lora_edge.errors import CheckpointError
+from lora_edge.errors import CheckpointError, first_line
 from lora_edge.export.recipes import RECIPES, Recipe
 from lora_edge.jsonfile import read_object
 
@@ -30,8 +30,7 @@ class Part:
         try:
             return self.recipe.load(self.class_name, str(self.folder))
         except Exception as error:
-            line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise CheckpointError(f"the weights in {self.folder} cannot be loaded: {line}") from error
+            raise CheckpointError(f"the weights in {self.folder} cannot be loaded: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)

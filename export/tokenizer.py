@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from lora_edge.errors import CheckpointError
+from lora_edge.jsonfile import read_object
 
 _KEPT = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
 
@@ -24,10 +25,10 @@ def write_tokenizer(source: Path, target: Path) -> None:
     if not (target / "tokenizer.json").is_file():
         raise CheckpointError(f"{source} has neither vocab.json and merges.txt nor tokenizer.json")
     try:
-        model = json.loads((target / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+        model = read_object(target / "tokenizer.json", CheckpointError)["model"]
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
         vocab = json.dumps(model["vocab"], ensure_ascii=False)
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise CheckpointError(f"{source / 'tokenizer.json'} is not a byte-pair tokenizer: {error!r}") from error
     (target / "vocab.json").write_text(vocab, encoding="utf-8")
     (target / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")

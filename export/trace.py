@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from lora_edge.errors import ExportError
+from lora_edge.errors import ExportError, first_line
 from lora_edge.export.recipes import Port, Recipe
 
 OPSET = 23  # the first with fused Attention; GroupNormalization came with 21
@@ -39,8 +39,7 @@ def trace(recipe: Recipe, module: nn.Module, example: tuple[Tensor, ...]) -> ir.
                 program, args=(), dynamo=True, opset_version=OPSET, optimize=False, verbose=False
             )
     except Exception as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ExportError(f"torch could not trace the {recipe.component}: {line}") from error
+        raise ExportError(f"torch could not trace the {recipe.component}: {first_line(error)}") from error
     assert exported is not None
     model = exported.model
     _name_ports(model.graph.inputs, recipe.inputs)

@@ -141,6 +141,20 @@ def folder_weights(folder: Path) -> Path | None:
     return next((folder / name for name in FOLDER_WEIGHTS if (folder / name).is_file()), None)
 
 
+def version(path: Path) -> tuple[Path, int, int]:
+    """The weights file behind an adapter, its time of last change in ns and its size; nothing is read for it.
+
+    Raises:
+        AdapterNotFound: nothing is there.
+    """
+    weights = (folder_weights(path) or path) if path.is_dir() else path
+    try:
+        stat = weights.stat()
+    except OSError as reason:
+        raise AdapterNotFound(f"{weights} does not exist or cannot be read") from reason
+    return weights, stat.st_mtime_ns, stat.st_size
+
+
 def _weights(path: Path) -> Path:
     if not path.exists():
         raise AdapterNotFound(f"{path} does not exist")

@@ -14,7 +14,7 @@ which packs name. Rules of change: entries are added, never given another meanin
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -120,13 +120,22 @@ class Bundle:
 
     @property
     def name(self) -> str:
-        """What the bundle is called: the checkpoint's name."""
+        """What the bundle was exported as."""
         return str(self.manifest.get("name") or self.folder.resolve().name)
 
     @property
     def fingerprint(self) -> str:
         """Identifies graphs and weights, whatever the folder is called."""
         return str(self.manifest["fingerprint"])
+
+    def verify(self, path: str) -> None:
+        """Hash one file of the manifest.
+
+        Raises:
+            BundleDamaged: it is missing or was changed.
+        """
+        entry = self.manifest["files"][path]
+        _check_file(self.folder, path, int(entry["size"]), str(entry["sha256"]))
 
     def read_json(self, path: str) -> dict[str, Any]:
         """A JSON file of the bundle, such as `scheduler/scheduler_config.json`."""
@@ -151,17 +160,6 @@ def sha256(path: Path) -> str:
     """Hex sha256 of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def verify_files(bundle: Bundle) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Each file of the manifest with a check that hashes it, for a caller that shows progress."""
-    for path, entry in bundle.manifest["files"].items():
-        yield (
-            path,
-            lambda path=path, entry=entry: _check_file(  # type: ignore[misc]
-                bundle.folder, path, entry["size"], entry["sha256"]
-            ),
-        )
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

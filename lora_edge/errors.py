@@ -31,6 +31,11 @@ class LoraEdgeError(Exception):
     """The root: catch this to catch every refusal of lora-edge."""
 
 
+def first_line(error: Exception) -> str:
+    """What another program's error says, short enough for a sentence of ours."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class AdapterError(LoraEdgeError):
     """Something about an adapter."""
 

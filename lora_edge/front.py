@@ -1,7 +1,5 @@
 """The front door: beside the command line, the one place that joins the rooms, and only inside functions."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,38 +30,3 @@ def export(source: str | Path, target: str | Path, *, overwrite: bool = False, l
     from lora_edge.runtime.session import Session
 
     return build(source, target, Session, overwrite=overwrite, listener=listener)
-
-
-@contextmanager
-def progress_listener(table: list[dict[str, Any]], quiet: bool = False) -> Iterator[Any]:
-    """A listener for `export` that shows a progress bar with what is being done.
-
-    Args:
-        table: gets a row per comparison with torch: component, case, error, largest, relative.
-        quiet: show nothing.
-    """
-    try:
-        from tqdm import tqdm
-
-        from lora_edge.export.build import Listener
-    except ModuleNotFoundError as error:
-        raise ExportError(f"{_WANTED} ({error})") from error
-
-    with tqdm(disable=quiet, bar_format="{desc:<38} {bar} {n_fmt}/{total_fmt} [{elapsed}]") as bar:
-        started = False
-
-        def begin(total: int) -> None:
-            bar.total = total
-
-        def stage(what: str) -> None:
-            nonlocal started
-            bar.update(1 if started else 0)
-            started = True
-            bar.set_description_str(what)
-
-        def outcome(component: str, compared: Any) -> None:
-            table.append({"component": component, **compared.to_json()})
-
-        yield Listener(begin, stage, outcome)
-        bar.update(1)
-        bar.set_description_str("done")

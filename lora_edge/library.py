@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from lora_edge.adapterfile import folder_weights
+from lora_edge.adapterfile import folder_weights, version
 from lora_edge.errors import AdapterError, AdapterNotFound
 from lora_edge.tensorfile import data_sha256, read_header
 
@@ -88,7 +88,7 @@ class Library:
         """Alias -> files, from the headers; asked for only when a name is no file's."""
         made: dict[str, list[Path]] = {}
         for path in sorted({path for paths in self._paths.values() for path in paths}):
-            if alias := _alias(*_version(path)):
+            if alias := _alias(*version(path)):
                 made.setdefault(alias, []).append(path)
         return made
 
@@ -100,7 +100,7 @@ def short_hash(path: str | Path) -> str:
         AdapterNotFound: nothing is there.
         AdapterFileDamaged: no readable safetensors file.
     """
-    return _data_hash(*_version(Path(path)))[:12]
+    return _data_hash(*version(Path(path)))[:12]
 
 
 def _name(path: Path) -> str:
@@ -128,16 +128,6 @@ def _adapters(folder: Path, root: Path, stamp: list[tuple[Path, int]], seen: set
 
 def _inside(path: Path | None, root: Path) -> bool:
     return path is not None and path.is_file() and path.resolve().is_relative_to(root)
-
-
-def _version(path: Path) -> tuple[Path, int, int]:
-    """The weights file behind an adapter, with time and size: what a cache may hang on."""
-    weights = (folder_weights(path) or path) if path.is_dir() else path
-    try:
-        stat = weights.stat()
-    except OSError as reason:
-        raise AdapterNotFound(f"{weights} does not exist or cannot be read") from reason
-    return weights, stat.st_mtime_ns, stat.st_size
 
 
 @lru_cache(maxsize=4096)

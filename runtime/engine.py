@@ -8,10 +8,10 @@ from typing import Any
 from PIL import Image
 
 from lora_edge.adapter import Adapter
-from lora_edge.adapterfile import read_adapter
+from lora_edge.adapterfile import read_adapter, version
 from lora_edge.arrays import Array
 from lora_edge.bundle import Bundle, Check
-from lora_edge.errors import AdapterNotFound, RequestError
+from lora_edge.errors import RequestError
 from lora_edge.library import Library, short_hash
 from lora_edge.runtime.backends import Backend, choose
 from lora_edge.runtime.components import Components
@@ -19,7 +19,7 @@ from lora_edge.runtime.generate import OnStep, Painter
 from lora_edge.runtime.image import label
 from lora_edge.runtime.memory import peak_bytes
 from lora_edge.runtime.request import Request, Size, checked_pairs, make_request
-from lora_edge.runtime.shelf import adapter_shelf, version
+from lora_edge.runtime.shelf import Shelf
 from lora_edge.runtime.swap import Strength, Swap
 from lora_edge.runtime.tokenizer import Tokenizer
 
@@ -40,7 +40,7 @@ class Engine:
         self._components = Components(bundle, backend)
         self._lora_dir = lora_dir
         self._swap = Swap(bundle.components)
-        self._shelf = adapter_shelf(adapter_bytes)
+        self._shelf: Shelf[Adapter] = Shelf(adapter_bytes, lambda adapter: adapter.nbytes)
         self._libraries: dict[Path, Library] = {}
         self._painter: Painter | None = None
 
@@ -109,12 +109,9 @@ class Engine:
         Raises:
             AdapterError: missing, damaged, not finite, or made for another base.
         """
-        path = Path(path)
-        if not path.exists():
-            raise AdapterNotFound(f"{path} does not exist")
-        return self._shelf.take(
-            (version(path), component, strict), lambda: read_adapter(path).fit(self.bundle.tables, component, strict)
-        )
+        path = Path(path).absolute()
+        key = (path, version(path), component, strict)
+        return self._shelf.take(key, lambda: read_adapter(path).fit(self.bundle.tables, component, strict))
 
     def run(
         self, component: str, inputs: Mapping[str, Any], adapters: Sequence[tuple[Adapter, Strength]] = ()
@@ -200,7 +197,8 @@ class Engine:
         )
         request = request.with_adapters([*self._resolve(request, lora_dir), *checked_pairs(adapters)])
         images = painter.paint(request, on_step)
-        return [label(image, self._parameters(request, row)) for row, image in enumerate(images)]
+        told = self._parameters(request)
+        return [label(image, {**told, "seed": seed}) for image, seed in zip(images, request.seeds, strict=True)]
 
     def _resolve(self, request: Request, lora_dir: str | Path | None) -> list[tuple[Adapter, Strength]]:
         """The adapters that tags name; the whole prompt or nothing."""
@@ -221,8 +219,8 @@ class Engine:
         size = Size.of(unet, vae)
         return Painter(self._components, self._swap, tokenizer, size, int(unet["in_channels"]), vae, scheduler)
 
-    def _parameters(self, request: Request, row: int) -> dict[str, Any]:
-        """What an image's metadata says of how it was made."""
+    def _parameters(self, request: Request) -> dict[str, Any]:
+        """What the metadata of every image says of how it was made."""
         hashes = {adapter.name: short_hash(adapter.path) for adapter, _ in request.adapters if adapter.path is not None}
         return {
             "prompt": request.prompt,
@@ -230,7 +228,6 @@ class Engine:
             "steps": request.plan.steps,
             "sampler": request.plan.title,
             "guidance": request.guidance,
-            "seed": request.seeds[row],
             "width": request.width,
             "height": request.height,
             "model": self.bundle.name,

@@ -20,7 +20,7 @@ from lora_edge.runtime.schedule import Doubles, Schedule
 
 def blend(a: float, x: FloatArray, b: float, y: FloatArray) -> FloatArray:
     """a * x + b * y in the precision of x and y."""
-    # numpy keeps float32 times a Python number in float32; its type stubs say float64.
+    # The precision of arrays decides, not that of Python numbers; numpy's type stubs say otherwise.
     return cast(FloatArray, a * x + b * y)
 
 
@@ -179,7 +179,7 @@ def _from_alpha_bars(schedule: Schedule, timesteps: Doubles, final: float) -> tu
 
 
 def _level(timestep: float, alpha: float, sigma: float) -> Level:
-    # Plain Python numbers: numpy's float64 scalars would turn float32 latents into float64.
+    # Plain Python numbers leave the precision of a blend to its arrays; numpy's scalars would not.
     return Level(float(np.float32(timestep)), float(alpha), float(sigma))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 
 from lora_edge.arrays import Array
-from lora_edge.errors import BackendUnavailable, BundleDamaged, GraphFailed
+from lora_edge.errors import BackendUnavailable, BundleDamaged, GraphFailed, first_line
 from lora_edge.graph import GraphInput
 
 _DTYPES = {
@@ -64,7 +64,7 @@ class Session:
         except BackendUnavailable:
             raise
         except Exception as error:
-            raise BundleDamaged(f"onnxruntime cannot open {path}: {_first_line(error)}") from error
+            raise BundleDamaged(f"onnxruntime cannot open {path}: {first_line(error)}") from error
         lost = [name for name in providers if name not in self._session.get_providers()]
         if lost:
             raise BackendUnavailable(f"onnxruntime could not set up {lost[0]} on this machine (see its own messages)")
@@ -93,13 +93,9 @@ class Session:
         try:
             results = self._session.run(None, dict(feeds))
         except Exception as error:
-            raise GraphFailed(f"onnxruntime refused the inputs: {_first_line(error)}") from error
+            raise GraphFailed(f"onnxruntime refused the inputs: {first_line(error)}") from error
         return dict(zip(self._outputs, results, strict=True))
 
 
 def _described(ports: Sequence[Any]) -> dict[str, GraphInput]:
     return {port.name: GraphInput(tuple(port.shape), np.dtype(_DTYPES[port.type])) for port in ports}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

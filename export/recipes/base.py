@@ -12,8 +12,7 @@ from torch import Tensor, nn
 class Port:
     """A graph input or output: its name and its axes.
 
-    Axes that are words are free at run time; numbers and names of config entries are not needed, since tracing
-    finds the fixed ones.
+    The axes listed are free at run time; the others are fixed, as tracing finds them.
     """
 
     name: str

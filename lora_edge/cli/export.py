@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from tqdm import tqdm
+
+from lora_edge import front
 
 
 def export(
@@ -20,12 +23,12 @@ def export(
 
     Needs the packages of the extra: pip install 'lora-edge[export]'
     """
-    from lora_edge.front import export as export_checkpoint
-    from lora_edge.front import progress_listener
-
-    table: list[dict[str, Any]] = []
-    with progress_listener(table, quiet=as_json) as listener:
-        made = export_checkpoint(source, bundle, overwrite=force, listener=listener)
+    with tqdm(disable=as_json, bar_format="{desc:<38} {bar} {n_fmt}/{total_fmt} [{elapsed}]") as bar:
+        told = _Told(bar)
+        made = front.export(source, bundle, overwrite=force, listener=told)
+        bar.update(1)
+        bar.set_description_str("done")
+    table = told.table
     size = sum(entry["size"] for entry in made.manifest["files"].values())
     if as_json:
         slots = {slots.component: len(slots) for slots in made.tables}
@@ -37,3 +40,27 @@ def export(
     for row in table:
         typer.echo(f"  {row['component']:<14} {row['case']:<{width}}  {row['relative']:.1e}")
     typer.echo(f"Wrote {bundle}: {', '.join(made.components)}; {size / 1e6:.1f} MB.")
+
+
+class _Told:
+    """Hears how an export goes (see `export.build.Listener`): moves a progress bar and keeps the comparisons.
+
+    Attributes:
+        table: a row per comparison with torch: component, case, error, largest, relative.
+    """
+
+    def __init__(self, bar: "tqdm[Any]") -> None:
+        self.table: list[dict[str, Any]] = []
+        self._bar = bar
+        self._started = False
+
+    def begin(self, total: int) -> None:
+        self._bar.total = total
+
+    def stage(self, what: str) -> None:
+        self._bar.update(1 if self._started else 0)
+        self._started = True
+        self._bar.set_description_str(what)
+
+    def outcome(self, component: str, compared: Any) -> None:
+        self.table.append({"component": component, **compared.to_json()})

@@ -35,7 +35,7 @@ def pndm(denoise: Denoise, x: FloatArray, levels: Sequence[Level], noise: Noise)
             guess = there.latents(here.image(x, grain), grain)
             mixed = blend(0.5, grain, 0.5, denoise(guess, there).noise)
         else:
-            mixed = np.tensordot(np.array(WEIGHTS[len(history)], np.float32), np.stack(history), axes=1)
+            mixed = np.tensordot(np.array(WEIGHTS[len(history)]), np.stack(history), axes=1)
         image = here.image(x, mixed)
         x = there.latents(image, mixed)
         yield Step(x, image)

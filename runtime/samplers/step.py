@@ -6,7 +6,7 @@ from lora_edge.arrays import FloatArray
 
 
 class Step(NamedTuple):
-    """The state after one step; both [rows, channels, height, width] float32.
+    """The state after one step; both [rows, channels, height, width], float32 as `Plan.run` yields it.
 
     Attributes:
         latents: at the next level; after the last step, what the VAE decodes.

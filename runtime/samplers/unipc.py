@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from math import expm1
 from typing import NamedTuple
 
-import numpy as np
-
 from lora_edge.arrays import FloatArray
 from lora_edge.runtime.denoise import Denoise
 from lora_edge.runtime.levels import Level, blend
@@ -50,14 +48,14 @@ def _slopes(history: list[Known], width: float) -> list[tuple[float, FloatArray]
     """For each older known level, where it lies in units of the step (below 0) and the slope of the image to it."""
     (level, image), *older = history
     places = [(past.level.log_snr - level.log_snr) / width for past in older]
-    return [(place, (past.image - image) / np.float32(place)) for place, past in zip(places, older, strict=True)]
+    return [(place, (past.image - image) / place) for place, past in zip(places, older, strict=True)]
 
 
 def _predictor(history: list[Known], there: Level) -> FloatArray | float:
     """UniP: half the slope to the level before, exact for B2 at order two."""
     width = there.log_snr - history[0].level.log_snr
     slopes = _slopes(history, width)
-    return slopes[0][1] * np.float32(0.5) if slopes else 0.0
+    return slopes[0][1] * 0.5 if slopes else 0.0
 
 
 def _corrector(history: list[Known], here: Known) -> FloatArray | float:
@@ -66,7 +64,7 @@ def _corrector(history: list[Known], here: Known) -> FloatArray | float:
     change = here.image - history[0].image
     slopes = _slopes(history, width)
     if not slopes:
-        return change * np.float32(0.5)
+        return change * 0.5
     ((place, slope),) = slopes
     first, second = _moments(-width)
     share = (first - second) / (1 - place)
