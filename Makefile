@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 # Versions that are known to work together; the package's own metadata asks for less.
 PINS := torch==2.13.0 numpy==2.4.6 onnx==1.23.2 onnxruntime==1.31.1 onnxscript==0.7.2 onnx-ir==1.1.0 \
-        diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 tokenizers==0.23.3 safetensors==0.8.0
+        diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 lycoris-lora==4.1.3 tokenizers==0.23.3 safetensors==0.8.0
 
 .PHONY: demo test check export-sd15 clean
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lora_edge.embedding import Embedding
 from lora_edge.forms import ComponentForms
 
 
@@ -36,6 +37,7 @@ class Adapter:
         metadata: the file's own header strings.
         report: what was applied and what not.
         path: where it was read from.
+        embeddings: words that come with the file and hold while it acts.
     """
 
     name: str
@@ -44,8 +46,9 @@ class Adapter:
     metadata: Mapping[str, str]
     report: Report
     path: Path | None = None
+    embeddings: tuple[Embedding, ...] = ()
 
     @property
     def nbytes(self) -> int:
         """Bytes that the adapter takes in memory."""
-        return sum(forms.nbytes for forms in self.components.values())
+        return sum(part.nbytes for part in (*self.components.values(), *self.embeddings))
