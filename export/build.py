@@ -20,10 +20,10 @@ from lora_edge.export.slotted import REFERENCE_ROWS, slot_table
 from lora_edge.export.tokenizer import write_tokenizer
 from lora_edge.export.trace import trace
 from lora_edge.export.verify import Outcome, verify
+from lora_edge.export.weights import write_graph
 from lora_edge.graph import OpenGraph
 from lora_edge.slots import ABI_VERSION, SlotTable
 
-EXTERNAL_FROM = 1024  # bytes from which a tensor goes into model.onnx.data
 STAGES = ("loading", "tracing", "inserting slots", "writing", "verifying")
 
 # Width of the text context -> the family of base models that adapters name.
@@ -117,7 +117,7 @@ def _export(part: Part, partial: Path, open_graph: OpenGraph, listener: Listener
         transform(model, table)
     stage(3)
     graph = partial / recipe.component / "model.onnx"
-    _write_component(part, module, table, model, graph)
+    weights = _write_component(part, module, table, model, graph)
     del model
     gc.collect()
     stage(4)
@@ -129,19 +129,21 @@ def _export(part: Part, partial: Path, open_graph: OpenGraph, listener: Listener
         "slots": [slot.to_json() for slot in table],
         "norms": dict(table.norms),
         "facts": dict(table.facts),
+        "weights": weights,
         "verification": [outcome.to_json() for outcome in outcomes],
     }
 
 
-def _write_component(part: Part, module: nn.Module, table: SlotTable, model: ir.Model, graph: Path) -> None:
+def _write_component(part: Part, module: nn.Module, table: SlotTable, model: ir.Model, graph: Path) -> dict[str, Any]:
     graph.parent.mkdir()
-    ir.save(model, graph, external_data=graph.name + ".data", size_threshold_bytes=EXTERNAL_FROM)
+    weights = write_graph(model, table, graph)
     shutil.copyfile(part.folder / "config.json", graph.parent / "config.json")
     if table.norms:
         wanted = {f"{norm}.{leaf}" for norm in table.norms for leaf in ("weight", "bias")}
         named = {part.recipe.canonical(name): parameter for name, parameter in module.named_parameters()}
         norms = {name: named[name].detach().numpy() for name in sorted(wanted)}
         (graph.parent / "norms.safetensors").write_bytes(save(norms))
+    return weights
 
 
 def _copy_settings(checkpoint: Checkpoint, partial: Path) -> None:

@@ -8,9 +8,9 @@
       tokenizer/  scheduler/scheduler_config.json
 
 The manifest is JSON: `format` and `abi` versions, `family`, `prediction_type`, `reference`, `components` (graph file,
-slots in lane order, norms, facts, verification), `files` (size and sha256 of every other file) and a `fingerprint`,
-which packs name. Rules of change: entries are added, never given another meaning; a reader refuses a `format` or an
-`abi` that it does not list.
+slots in lane order, norms, facts, places of the slots' weights, verification), `files` (size and sha256 of every other
+file) and a `fingerprint`, which packs name. Rules of change: entries are added, never given another meaning; a reader
+refuses a `format` or an `abi` that it does not list.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from lora_edge.arrays import FloatArray
 from lora_edge.errors import BundleDamaged, BundleNotFound, BundleVersionError, ComponentMissing
+from lora_edge.graphweights import GraphWeights
 from lora_edge.jsonfile import read_object
 from lora_edge.slots import ABI_VERSION, Slot, SlotTable
 from lora_edge.tensorfile import TensorFile
@@ -43,12 +44,14 @@ class Component:
         graph: path of the ONNX file.
         table: its slots.
         config: the component's own config.json.
+        weights: where its slots' own weights lie; None where the manifest does not say.
     """
 
     name: str
     graph: Path
     table: SlotTable
     config: Mapping[str, Any]
+    weights: GraphWeights | None = None
 
     def norms(self) -> dict[str, FloatArray]:
         """`<norm>.weight` and `<norm>.bias` -> the base's values [channels] float32."""
@@ -117,6 +120,28 @@ class Bundle:
     def tables(self) -> list[SlotTable]:
         """Slot tables of the components that take updates."""
         return [component.table for component in self.components.values() if len(component.table)]
+
+    def weight(self, component: str, slot: str) -> FloatArray:
+        """A layer's own weight, float32 in torch's layout: [out, in] or [out, in, kh, kw].
+
+        Raises:
+            BundleVersionError: the bundle was written before manifests told where weights lie.
+            BundleDamaged: the file of the weights was cut since the bundle was opened.
+        """
+        return self._weights(component).weight(slot)
+
+    def bias(self, component: str, slot: str) -> FloatArray | None:
+        """A layer's own bias [out] float32, None where it has none; raises as `weight`."""
+        return self._weights(component).bias(slot)
+
+    def _weights(self, component: str) -> GraphWeights:
+        weights = self.component(component).weights
+        if weights is None:
+            raise BundleVersionError(
+                f"{self.folder} does not say where the weights of its {component} lie, which this adapter is computed "
+                "from; export it again with this version"
+            )
+        return weights
 
     @property
     def name(self) -> str:
@@ -196,4 +221,6 @@ def _component(folder: Path, name: str, entry: Mapping[str, Any]) -> Component:
         raise BundleDamaged(f"{folder} lacks {entry['graph']}; copy the bundle again or export it anew")
     slots = tuple(Slot.from_json(item) for item in entry["slots"])
     table = SlotTable(name, slots, dict(entry["norms"]), dict(entry["facts"]))
-    return Component(name, graph, table, read_object(graph.parent / "config.json", BundleDamaged))
+    told = entry.get("weights")
+    weights = GraphWeights.parse(told, _inside(folder, told["file"]), table) if told else None
+    return Component(name, graph, table, read_object(graph.parent / "config.json", BundleDamaged), weights)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -16,7 +17,9 @@ from lora_edge.bundle import Bundle, sha256
 from lora_edge.export import verify
 from lora_edge.export.build import Listener
 from lora_edge.export.slotted import placement
+from lora_edge.export.weights import write_graph
 from lora_edge.runtime.engine import Engine
+from lora_edge.slots import Slot, SlotTable
 
 
 @pytest.fixture
@@ -155,6 +158,14 @@ def test_placement_counts_multiplications() -> None:
     assert placement(64, 1280, 1280) == "activation"
     assert placement(77, 768, 768) == "activation"
     assert placement(1, 320, 1280) == "activation"
+
+
+def test_a_pass_that_loses_a_weight_is_noticed(tmp_path: Path) -> None:
+    """Adapters are computed from the slots' own weights, so the manifest must find each in the finished graph."""
+    held = ir.Value(name="a.bias", const_value=ir.tensor(np.zeros(4, np.float32), name="a.bias"))
+    model = ir.Model(ir.Graph([], [], nodes=[], initializers=[held]), ir_version=10)
+    with pytest.raises(errors.ExportError, match=r"has no tensor a\.weight; a pass renamed, folded or recoded it"):
+        write_graph(model, SlotTable("unet", (Slot("a", 4, 4),)), tmp_path / "model.onnx")
 
 
 def test_base_values_of_norms_lie_in_the_bundle(tiny_bundle: Path, tiny_model: Path) -> None:
