@@ -9,7 +9,7 @@ import numpy as np
 
 from lora_edge.adapter import Adapter
 from lora_edge.arrays import Array
-from lora_edge.basemodel import cross_width, looks_like
+from lora_edge.basemodel import guess
 from lora_edge.errors import AdapterError, AdapterMismatch, AdapterNotFound, AdapterValueError, UnknownKind
 from lora_edge.fitting import BaseWeight, fit
 from lora_edge.kinds import Kind, claim, is_adapter_leaf, split
@@ -111,7 +111,7 @@ class AdapterFile:
             "ranks": sorted(rank for rank in ranks if rank is not None),
             "dtypes": sorted({self.tensors.dtype(name) for name in names}),
             "bytes": sum(self.tensors.nbytes(name) for name in names),
-            "base": looks_like(self.modules, cross_width(self.downs())),
+            "base": str(guess(self.tensors)),
             "metadata": dict(self.metadata),
         }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lora_edge.adapter import Adapter, Report
 from lora_edge.arrays import FloatArray
-from lora_edge.basemodel import cross_width, mismatch_hint
+from lora_edge.basemodel import mismatch_hint
 from lora_edge.dialects import Place, Spelled, spell
 from lora_edge.dialects.peft import WRAPPER
 from lora_edge.errors import AdapterError, AdapterMismatch, AdapterValueError, ComponentMissing
@@ -42,7 +42,7 @@ class _Misfits:
         made = classes.pop() if len(classes) == 1 else AdapterMismatch
         first = "; ".join(f"{name!r} {error}" for name, error in list(self.errors.items())[:SHOWN])
         more = f"; and {len(self.errors) - SHOWN} more" if len(self.errors) > SHOWN else ""
-        hint = mismatch_hint(file.modules, cross_width(file.downs()), tables) if made is AdapterMismatch else ""
+        hint = mismatch_hint(file.tensors, tables) if made is AdapterMismatch else ""
         counted = f"{len(self.errors)} of {len(file.modules)} modules"
         return made(f"{file.path}: {counted} cannot be used: {first}{more}{hint}")
 
