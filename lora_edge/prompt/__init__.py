@@ -1,106 +1,108 @@
-"""Prompts: text with adapter tags, `a red apple <lora:ink:0.8>`.
+"""Prompts: text with adapter tags, schedules and emphasis, `[a red:a green:0.5] (apple:1.2) <lora:ink:0.8>`.
 
-The syntax is AUTOMATIC1111's (modules/extra_networks.py, parse_prompt): `<lora:name>`, `<lora:name:multiplier>`,
-`<lora:name:te:unet>`, with `te=` and `unet=` by name; `lyco` is another word for `lora`. A tag is cut out of the text
-and everything around it stays as it is, doubled spaces too. Where that program passes over a mistake, this refuses.
+The language is AUTOMATIC1111's; what it makes of odd text, this makes of it too. In its order:
+
+1. Lines that begin with `#` are comments; they go, their line ends with them.
+2. Tags are cut out (`lora_edge.prompt.tags`); everything around one stays, doubled blanks too. Other angle brackets
+   (`<3`, `<cat-toy>`) are text.
+3. AND makes parts (`lora_edge.prompt.composition`).
+4. Each part's schedules are resolved per step (`lora_edge.prompt.schedule`).
+5. What holds at a step is read for emphasis and BREAK (`lora_edge.prompt.emphasis`).
+
+In one thing it goes further: a tag inside a schedule or an alternation acts only in the steps in which the option that
+it stands in holds. It is cut out before schedules are read, so that its colons are its own; a tag that stands outside
+every option (also beside the number of `[a:b:5]`) always acts.
 """
 
-import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
-from lora_edge.errors import PromptError
-from lora_edge.multiplier import Multiplier
+from lora_edge.errors import RequestError
+from lora_edge.prompt import emphasis, schedule, tags
+from lora_edge.prompt.composition import Extent, split
+from lora_edge.prompt.excerpt import Excerpt
+from lora_edge.prompt.parsed import AdapterCall, Part, Phase, Span
 
-_TAG = re.compile(r"<(lora|lyco|hypernet):([^<>]*)(>?)")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-_ARGUMENTS = ("te", "unet")
+__all__ = ["AdapterCall", "Part", "Phase", "Prompt", "Span", "parse"]
 
-
-@dataclass(frozen=True)
-class AdapterCall:
-    """One adapter that a prompt asks for.
-
-    Attributes:
-        name: as written in the tag; a file's stem or alias.
-        multiplier: of text encoders and UNet.
-        at: offset in characters of the first tag with this name.
-    """
-
-    name: str
-    multiplier: Multiplier
-    at: int
+_COMMENT = re.compile(r"^#[^\n]*(?:\n|\Z)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt without its tags.
+    """A prompt, parsed.
 
     Attributes:
-        text: what the text encoders read.
-        calls: the adapters, in the order in which they are first named; each name once.
+        source: as written.
+        calls: every tag, in order.
     """
 
-    text: str
+    source: str
     calls: tuple[AdapterCall, ...]
+    _excerpt: Excerpt = field(repr=False, compare=False)
+    _gaps: tuple[int, ...] = field(repr=False, compare=False)
+    _parts: tuple[tuple[schedule.Stretch, float], ...] = field(repr=False, compare=False)
+
+    @property
+    def text(self) -> str:
+        """The prompt without comments and tags."""
+        return self._excerpt.text
+
+    def phases(self, steps: int) -> tuple[Phase, ...]:
+        """What the prompt says in each of so many sampling steps: phases that follow each other and differ.
+
+        Raises:
+            RequestError: less than one step.
+            PromptError: options that are fine one by one make a malformed emphasis together.
+        """
+        if steps < 1:
+            raise RequestError(f"steps is {steps}; it must be at least 1")
+        turns: set[int] = set().union(*(stretch.turns(steps) for stretch, _ in self._parts))
+        phases: list[Phase] = []
+        for step in sorted(turns):
+            phase = Phase(step, tuple(self._say(step, steps)), tuple(self._acting(step, steps)))
+            if phases and replace(phases[-1], until=step) == phase:
+                phases.pop()
+            phases.append(phase)
+        return tuple(phases)
+
+    def _say(self, step: int, steps: int) -> Iterator[Part]:
+        for stretch, weight in self._parts:
+            said = Excerpt(self._excerpt, tuple(stretch.at(step, steps)))
+            yield Part(emphasis.chunks(said.text, said.refuse), weight)
+
+    def _acting(self, step: int, steps: int) -> Iterator[AdapterCall]:
+        """The calls but those of tags in options that do not hold; a tag stands in a gap between two characters."""
+        silent: set[int] = set()
+        for stretch, _ in self._parts if self.calls else ():
+            for option in stretch.silent(step, steps):
+                silent |= set(range(bisect_left(self._gaps, option.start), bisect_right(self._gaps, option.end)))
+        return (call for index, call in enumerate(self.calls) if index not in silent)
 
 
-def parse(text: str) -> Prompt:
-    """Cut the tags out of a prompt; tags of the same name act as the sum of their multipliers.
+def parse(text: str, composition: bool = True) -> Prompt:
+    """Read a prompt.
 
-    Other angle brackets (`<3`, `<cat-toy>`) are text.
+    Args:
+        text: as written.
+        composition: whether AND makes parts with weights; without, as in negative prompts, it is a word.
 
     Raises:
-        PromptError: a tag without end or name, with something that is no finite number, with too many or unknown
-            arguments, or of a hypernetwork.
+        PromptError: a malformed tag, weight or number of a step, an AND with a weight and nothing to weigh, or more
+            than 100 brackets open at once.
     """
-    calls: dict[str, AdapterCall] = {}
-    for tag in _TAG.finditer(text):
-        call = _call(tag)
-        known = calls.get(call.name)
-        if known:
-            call = replace(known, multiplier=known.multiplier + call.multiplier)
-        calls[call.name] = call
-    return Prompt(_TAG.sub("", text), tuple(calls.values()))
-
-
-def _call(tag: re.Match[str]) -> AdapterCall:
-    kind, inside, end = tag.groups()
-    if kind == "hypernet":
-        raise PromptError("hypernetworks are not supported; remove the tag", tag.string, tag.start())
-    if not end:
-        raise PromptError("the tag is not closed with >", tag.string, tag.start())
-    name, *parts = inside.split(":")
-    if not name.strip():
-        raise PromptError("the tag names no adapter; write <lora:name:multiplier>", tag.string, tag.start(2))
-    return AdapterCall(name, _multiplier(tag, parts, tag.start(2) + len(name) + 1), tag.start())
-
-
-def _multiplier(tag: re.Match[str], parts: Sequence[str], at: int) -> Multiplier:
-    """`te` is 1 and `unet` is `te` unless said; a named argument overrides one by place, as in AUTOMATIC1111."""
-    by_place: list[float] = []
-    by_name: dict[str, float] = {}
-    for part in parts:
-        key, equals, value = part.rpartition("=")
-        number = _number(tag, value, at + len(key) + len(equals))
-        if not equals:
-            if len(by_place) == len(_ARGUMENTS):
-                raise PromptError("the tag has more than two multipliers, te and unet", tag.string, at)
-            by_place.append(number)
-        elif key not in _ARGUMENTS or key in by_name:
-            fault = "given twice" if key in by_name else f"unknown; known are {' and '.join(_ARGUMENTS)}"
-            raise PromptError(f"the argument {key!r} is {fault}", tag.string, at)
-        else:
-            by_name[key] = number
-        at += len(part) + 1
-    given = dict(zip(_ARGUMENTS, by_place, strict=False)) | by_name
-    te = given.get("te", 1.0)
-    return Multiplier(unet=given.get("unet", te), text=te)
-
-
-def _number(tag: re.Match[str], text: str, at: int) -> float:
-    number = float(text) if _NUMBER.fullmatch(text.strip()) else math.nan
-    if not math.isfinite(number):
-        raise PromptError(f"the multiplier {text!r} is not a finite number", tag.string, at)
-    return number
+    spoken = Excerpt.without(text, list(_COMMENT.finditer(text)))
+    found = list(tags.TAG.finditer(spoken.text))
+    calls = tuple(tags.read(tag, spoken) for tag in found)
+    excerpt = Excerpt.without(spoken, found)
+    gaps = tuple(accumulate(end - start for start, end in excerpt.ranges))[:-1]
+    extents = split(excerpt.text, excerpt.refuse) if composition else [Extent(0, len(excerpt.text))]
+    for extent in extents:  # brackets pair inside one option or around all, so that one look at all options will do
+        part = Excerpt(excerpt, ((extent.start, extent.end),))
+        emphasis.chunks(part.text, part.refuse)
+    stretches = (schedule.read(excerpt.text, extent.start, extent.end, excerpt.refuse) for extent in extents)
+    parts = tuple((stretch, extent.weight) for stretch, extent in zip(stretches, extents, strict=True))
+    return Prompt(text, calls, excerpt, gaps, parts)

@@ -1,0 +1,119 @@
+r"""Emphasis: `(a)` counts 1.1, `[a]` 1 / 1.1, `(a:1.3)` 1.3, `\(` is a bracket; BREAK ends a chunk.
+
+The rules are AUTOMATIC1111's (modules/prompt_parser.py, parse_prompt_attention), its oddities too:
+
+- an unclosed bracket reaches to the end, a closing one without an opening one is text;
+- a weight needs a round bracket: `[a:1.3]` is the text `a:1.3` at 1 / 1.1, and `a:1.3)` is text;
+- a backslash before anything but a bracket or a backslash vanishes;
+- round brackets and square ones are matched apart, so that `(a [b) c]` is two overlapping ranges;
+- a BREAK inside emphasis does not break: it is the word BREAK, with the negative of the emphasis around it.
+
+Where that program stops with a traceback (`(a:1.2.3)`) or overflows, this refuses.
+"""
+
+import math
+import re
+
+import numpy as np
+
+from lora_edge.prompt.parsed import MAX_DEPTH, Refuse, Span
+
+_ROUND, _SQUARE = 1.1, 1 / 1.1
+
+_TOKEN = re.compile(
+    r"(?P<escaped>\\[][()\\]?)|(?P<opens>[([])|(?P<weight>:\s*(?P<number>[+-]?[.\d]+)\s*\))|(?P<closes>[])])|[^][()\\:]+|:"
+)
+_BREAK = re.compile(r"\bBREAK\b")
+_MARK = Span("BREAK", -1.0)
+
+
+def chunks(text: str, refuse: Refuse) -> tuple[tuple[Span, ...], ...]:
+    """The spans of a text that has no schedules left, in groups ended by each BREAK; at least one group.
+
+    Raises:
+        PromptError: a weight that is no finite number, or more than `MAX_DEPTH` brackets open at once.
+    """
+    groups: list[list[Span]] = [[]]
+    for span in _merged(_spans(text, refuse)):
+        if span == _MARK:
+            groups.append([])
+        elif span.text:
+            groups[-1].append(span)
+    if len(groups) > 1 and not groups[-1]:
+        del groups[-1]
+    return tuple(map(tuple, groups))
+
+
+def _spans(text: str, refuse: Refuse) -> list[Span]:
+    pieces: list[Span] = []
+    places: list[int] = []
+    opened: dict[str, list[int]] = {"(": [], "[": []}
+    ranges: list[tuple[int, int, float]] = []
+
+    def close(kind: str, factor: float) -> None:
+        ranges.append((opened[kind].pop(), len(pieces), factor))
+
+    for token in _TOKEN.finditer(text):
+        word, at = token[0], token.start()
+        if token["escaped"]:
+            pieces.append(Span(word[1:], 1.0))
+        elif token["opens"]:
+            if len(opened["("]) + len(opened["["]) == MAX_DEPTH:
+                raise refuse(f"more than {MAX_DEPTH} brackets are open here", at)
+            opened[word].append(len(pieces))
+        elif token["weight"] and opened["("]:
+            close("(", _number(token["number"], token.start("number"), refuse))
+        elif word == ")" and opened["("]:
+            close("(", _ROUND)
+        elif word == "]" and opened["["]:
+            close("[", _SQUARE)
+        else:
+            pieces += _broken(word)
+        places += [at] * (len(pieces) - len(places))
+    ranges += [(start, len(pieces), _ROUND) for start in opened["("]]
+    ranges += [(start, len(pieces), _SQUARE) for start in opened["["]]
+    return _weighted(pieces, ranges, places, refuse)
+
+
+def _weighted(
+    pieces: list[Span], ranges: list[tuple[int, int, float]], places: list[int], refuse: Refuse
+) -> list[Span]:
+    """Pieces with the product of the factors around them, multiplied in the order in which the brackets close."""
+    weights = np.array([piece.weight for piece in pieces], np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start, end, factor in ranges:
+            weights[start:end] *= factor
+    wrong = np.flatnonzero(~np.isfinite(weights))
+    if len(wrong):
+        raise refuse("the emphasis is not a finite number", places[wrong[0]])
+    return [Span(piece.text, weight) for piece, weight in zip(pieces, weights.tolist(), strict=True)]
+
+
+def _number(text: str, at: int, refuse: Refuse) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise refuse(f"the emphasis {text!r} is not a finite number", at)
+    return number
+
+
+def _broken(text: str) -> list[Span]:
+    """The text cut at each BREAK, with the blanks around it; a mark in its place."""
+    first, *rest = _BREAK.split(text)
+    if not rest:
+        return [Span(first, 1.0)]
+    texts = [first.rstrip(), *(text.strip() for text in rest[:-1]), rest[-1].lstrip()]
+    return [span for text in texts for span in (_MARK, Span(text, 1.0))][1:]
+
+
+def _merged(spans: list[Span]) -> list[Span]:
+    """Neighbours of equal weight as one."""
+    merged: list[tuple[list[str], float]] = []
+    for span in spans:
+        if merged and merged[-1][1] == span.weight:
+            merged[-1][0].append(span.text)
+        else:
+            merged.append(([span.text], span.weight))
+    return [Span("".join(texts), weight) for texts, weight in merged]
