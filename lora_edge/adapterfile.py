@@ -10,15 +10,19 @@ import numpy as np
 from lora_edge.adapter import Adapter
 from lora_edge.arrays import Array
 from lora_edge.basemodel import guess
+from lora_edge.baseweights import BaseWeights
+from lora_edge.cost import Cost
 from lora_edge.errors import AdapterError, AdapterMismatch, AdapterNotFound, AdapterValueError, UnknownKind
-from lora_edge.fitting import BaseWeight, fit
+from lora_edge.fitting import fit
 from lora_edge.kinds import Kind, claim, is_adapter_leaf, split
 from lora_edge.peftconfig import PeftConfig, read_folder_config, read_header_configs
+from lora_edge.planning import plan
 from lora_edge.slots import SlotTable
 from lora_edge.tensorfile import TensorFile
 
 FOLDER_WEIGHTS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # of PEFT, of diffusers
 FOLDER_PICKLES = ("adapter_model.bin", "pytorch_lora_weights.bin")
+BUNDLED = "bundle_emb."  # begins the names of embeddings that come with a file
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class AdapterFile:
         tensors: the open file.
         modules: module name -> leaf -> tensor name.
         configs: component -> settings of a PEFT adapter; "" where they hold for whichever component it is.
+        bundled: tensors of embeddings that come with the file, which belong to no module.
     """
 
     name: str
@@ -38,6 +43,7 @@ class AdapterFile:
     tensors: TensorFile
     modules: Mapping[str, Mapping[str, str]] = field(repr=False)
     configs: Mapping[str, PeftConfig] = field(default_factory=dict, repr=False)
+    bundled: tuple[str, ...] = ()
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -55,12 +61,21 @@ class AdapterFile:
             raise AdapterValueError(f"{self.path} holds numbers that are not finite in {tensor!r}; the file is broken")
         return array
 
+    def cost(self, tables: Sequence[SlotTable], component: str | None = None) -> Cost:
+        """What the adapter will take in memory, from its header alone; what does not fit is not counted.
+
+        Raises:
+            ComponentMissing: the tables have no such component.
+        """
+        return plan(self, tables, component).cost()
+
     def fit(
         self,
         tables: Sequence[SlotTable],
         component: str | None = None,
         strict: bool = True,
-        base_weight: BaseWeight | None = None,
+        base: BaseWeights | None = None,
+        max_bytes: int | None = None,
     ) -> Adapter:
         """The adapter as the slots of a bundle take it.
 
@@ -69,32 +84,29 @@ class AdapterFile:
             component: the only component to change. Needed where the names of the file do not say it and fit
                 several; None takes whichever they fit.
             strict: refuse the file if any of its tensors would go unused; otherwise leave those out and report them.
-            base_weight: (component, slot) -> the slot's own weight, float32 as in torch, for kinds that need it.
+            base: the base's own weights, such as a bundle, for kinds that are computed from them.
+            max_bytes: the most that the adapter may take in memory, see `cost`; None for no limit.
 
         Raises:
             AdapterMismatch: tensors that fit no slot, or have another shape; one error for all of them.
-            UnknownKind, AmbiguousKind: the same, where that is the only reason.
+            UnknownKind, AmbiguousKind, BaseNeeded: the same, where that is the only reason.
+            AdapterTooLarge: more than max_bytes, refused before any tensor is read.
             AdapterValueError: numbers that are not finite, whether strict or not.
             AdapterFileDamaged: the file was cut since it was opened.
             ComponentMissing: the tables have no such component.
         """
-        return fit(self, tables, component, strict, base_weight)
+        return fit(self, tables, component, strict, base, max_bytes)
 
     def kind_of(self, module: str) -> Kind | None:
         """The kind of one module, None where no kind reads it."""
         try:
-            return claim(self.modules[module].keys())
+            return claim(self.modules[module].keys(), shapes=self.shapes(module))
         except AdapterError:
             return None
 
     def shapes(self, module: str) -> dict[str, tuple[int, ...]]:
         """Shapes of one module's tensors by leaf."""
         return {leaf: self.tensors.shape(tensor) for leaf, tensor in self.modules[module].items()}
-
-    def downs(self) -> list[tuple[str, tuple[int, ...]]]:
-        """(module name, shape of its `down`) of every module that has one."""
-        shapes = ((module, self.shapes(module)) for module in self.modules)
-        return [(module, leaves["down"]) for module, leaves in shapes if "down" in leaves]
 
     def summary(self) -> dict[str, Any]:
         """What a person wants to know of the file, ready for JSON."""
@@ -128,12 +140,13 @@ def read_adapter(path: str | Path) -> AdapterFile:
     path = Path(path)
     weights = _weights(path)
     tensors = TensorFile.open(weights)
-    modules = _grouped(tensors)
+    bundled = tuple(name for name in tensors.names if name.startswith(BUNDLED))
+    modules = _grouped(tensors, frozenset(bundled))
     configs = read_header_configs(tensors.metadata, weights)
     if path.is_dir() and (config := read_folder_config(path)):
         configs = {"": config}
     name = path.resolve().name if path.is_dir() else path.stem
-    return AdapterFile(name, path, tensors, modules, configs)
+    return AdapterFile(name, path, tensors, modules, configs, bundled)
 
 
 def folder_weights(folder: Path) -> Path | None:
@@ -168,9 +181,11 @@ def _weights(path: Path) -> Path:
     raise AdapterNotFound(f"{path} is a folder without {' or '.join(FOLDER_WEIGHTS)}")
 
 
-def _grouped(tensors: TensorFile) -> dict[str, dict[str, str]]:
+def _grouped(tensors: TensorFile, aside: frozenset[str]) -> dict[str, dict[str, str]]:
     modules: dict[str, dict[str, str]] = {}
     for name in tensors.names:
+        if name in aside:
+            continue
         module, leaf = split(name)
         if leaf in modules.setdefault(module, {}):
             raise AdapterMismatch(f"{tensors.path} gives the same tensor twice: {modules[module][leaf]!r} and {name!r}")

@@ -4,8 +4,12 @@ LoraEdgeError
 ├── AdapterError
 │   ├── AdapterNotFound        no adapter of that name in the folder
 │   ├── AdapterFileDamaged     not a readable tensor file: truncated, overlapping, foreign, too large
+│   ├── PickleRefused          a pickle or picture that holds, or asks for, anything but tensors; nothing was run
 │   ├── AdapterValueError      a NaN or an infinity among the numbers
 │   ├── AdapterMismatch        tensors that fit no slot of the bundle, or have another shape
+│   ├── PackMismatch           a pack for another bundle, or written for another format or graph contract
+│   ├── AdapterTooLarge        more memory than was allowed, told before it is taken
+│   ├── BaseNeeded             a kind that is computed from the base's weights, and no base
 │   ├── UnknownKind            leaves that no kind claims
 │   └── AmbiguousKind          leaves that two kinds claim
 ├── BundleError
@@ -48,12 +52,28 @@ class AdapterFileDamaged(AdapterError):
     """The file is not a readable tensor file."""
 
 
+class PickleRefused(AdapterError):
+    """The file asks for something that is no tensor, or for more than any adapter holds; nothing in it was run."""
+
+
 class AdapterValueError(AdapterError):
     """The file holds NaN or infinite numbers."""
 
 
 class AdapterMismatch(AdapterError):
     """Tensors of the file fit no slot of the bundle."""
+
+
+class PackMismatch(AdapterError):
+    """The pack was written for another bundle or version."""
+
+
+class AdapterTooLarge(AdapterError):
+    """The adapter would take more memory than was allowed."""
+
+
+class BaseNeeded(AdapterError):
+    """The kind is computed from the weights of the base, and none are at hand."""
 
 
 class UnknownKind(AdapterError):

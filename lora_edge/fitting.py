@@ -1,50 +1,24 @@
-"""Fitting an adapter file to the slots of a bundle: names to places, leaves to kinds, kinds to forms.
+"""Fitting an adapter file to the slots of a bundle: its parts are read one by one and become forms.
 
 Whatever does not fit is collected first and refused, or reported, at once.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from lora_edge.adapter import Adapter, Report
-from lora_edge.arrays import FloatArray
-from lora_edge.basemodel import mismatch_hint
-from lora_edge.dialects import Place, Spelled, spell
+from lora_edge.baseweights import BaseWeights
 from lora_edge.dialects.peft import WRAPPER
-from lora_edge.errors import AdapterError, AdapterMismatch, AdapterValueError, ComponentMissing
+from lora_edge.errors import AdapterError, AdapterValueError
 from lora_edge.forms import ComponentForms, LowRank, NormDelta
-from lora_edge.kinds import Update, claim
+from lora_edge.kinds import Update
 from lora_edge.peftconfig import PeftConfig
+from lora_edge.planning import Misfits, Part, plan
 from lora_edge.slots import SlotTable
 
 if TYPE_CHECKING:
     from lora_edge.adapterfile import AdapterFile
-
-BaseWeight = Callable[[str, str], FloatArray]  # (component, slot) -> the slot's own weight as in torch
-
-SHOWN = 3  # modules that a refusal names
-
-
-@dataclass
-class _Misfits:
-    """Modules that cannot be used, each with the error that says why."""
-
-    errors: dict[str, AdapterError] = field(default_factory=dict)
-
-    def add(self, module: str, reason: str | AdapterError) -> None:
-        self.errors[module] = reason if isinstance(reason, AdapterError) else AdapterMismatch(reason)
-
-    def refusal(self, file: "AdapterFile", tables: Sequence[SlotTable]) -> AdapterError:
-        """One error for all: of the common class if they have one."""
-        classes = {type(error) for error in self.errors.values()}
-        made = classes.pop() if len(classes) == 1 else AdapterMismatch
-        first = "; ".join(f"{name!r} {error}" for name, error in list(self.errors.items())[:SHOWN])
-        more = f"; and {len(self.errors) - SHOWN} more" if len(self.errors) > SHOWN else ""
-        hint = mismatch_hint(file.tensors, tables) if made is AdapterMismatch else ""
-        counted = f"{len(self.errors)} of {len(file.modules)} modules"
-        return made(f"{file.path}: {counted} cannot be used: {first}{more}{hint}")
 
 
 def fit(
@@ -52,108 +26,81 @@ def fit(
     tables: Sequence[SlotTable],
     component: str | None,
     strict: bool,
-    base_weight: BaseWeight | None,
+    base: BaseWeights | None,
+    max_bytes: int | None,
 ) -> Adapter:
     """See `AdapterFile.fit`."""
-    by_component = {table.component: table for table in tables}
-    if component is not None and component not in by_component:
-        raise ComponentMissing(f"the bundle has no {component!r} that takes adapters; it has {', '.join(by_component)}")
-    misfits = _Misfits()
-    places = _places(file, spell(tables), component, misfits)
-    forms = {name: ComponentForms() for name in by_component}
+    planned = plan(file, tables, component)
+    misfits, cost = planned.misfits, planned.cost()
+    _bundled(file, misfits)
+    if misfits.errors and (strict or not planned.parts):
+        raise misfits.refusal(file, tables)
+    if max_bytes is not None:
+        cost.refuse_beyond(max_bytes, file.path)
+    forms = {table.component: ComponentForms() for table in tables}
     kinds: set[str] = set()
     applied: list[str] = []
-    for place, modules in _gathered(places).items():
-        tensors = {leaf: tensor for module in modules for leaf, tensor in file.modules[module].items()}
+    for part in planned.parts:
         try:
-            if len(tensors) < sum(len(file.modules[module]) for module in modules):
-                raise AdapterMismatch(f"means the same layer as {' and '.join(map(repr, modules))}")
-            kind = claim(tensors.keys())
-            result = kind.form(_update(file, by_component[place.component], place, modules[0], tensors, base_weight))
-        except AdapterValueError:
-            raise
+            result = part.kind.form(_update(file, part, base))
+        except AdapterValueError as error:
+            raise _named(error, file, part) from None
         except AdapterError as error:
-            for module in modules:
-                misfits.add(module, error)
+            for module in part.modules:
+                misfits.add(module, file.modules[module].values(), error)
             continue
         if isinstance(result, NormDelta):
-            forms[place.component].norms[place.path] = result
+            forms[part.place.component].norms[part.place.path] = result
         else:
-            forms[place.component].slots[place.path] = result
-        kinds.add(kind.name)
-        applied += tensors.values()
+            forms[part.place.component].slots[part.place.path] = result
+        kinds.add(part.kind.name)
+        applied += part.tensors.values()
     if misfits.errors and (strict or not applied):
         raise misfits.refusal(file, tables)
-    unused = {tensor: f"{module!r} {error}" for module, error in misfits.errors.items()
-              for tensor in file.modules[module].values()}  # fmt: skip
     used = {name: part for name, part in forms.items() if part.slots or part.norms}
-    report = Report(tuple(applied), unused, tuple(_warnings(used)))
+    warnings = (*_warnings(used), *cost.warnings())
+    report = Report(tuple(applied), misfits.unused(), warnings)
     return Adapter(file.name, tuple(sorted(kinds)), used, file.metadata, report, file.path)
 
 
-def _places(
-    file: "AdapterFile", spelled: Mapping[str, Spelled], component: str | None, misfits: _Misfits
-) -> dict[str, Place]:
-    """Module -> the one place that it means."""
-    found = {module: spelled[module].places for module in file.modules if module in spelled}
-    wanted = {component} if component else _fitting_components(found.values())
-    made: dict[str, Place] = {}
-    for module in file.modules:
-        every = found.get(module, ())
-        places = [place for place in every if place.component in wanted]
-        if component is None and (len(every) == 1 or not places):
-            places = list(every)
-        if len(places) == 1:
-            made[module] = places[0]
-        elif places:
-            meant = " or ".join(f"{place.path} of {place.component}" for place in places)
-            misfits.add(module, f"may mean {meant}; say which with component=")
-        elif every:
-            misfits.add(module, f"belongs to {every[0].component} and not to {component}")
-        else:
-            misfits.add(module, "names no layer of the bundle")
-    return made
+def _bundled(file: "AdapterFile", misfits: Misfits) -> None:
+    """Embeddings that come with the file."""
+    for name in file.bundled:
+        misfits.add(name, [name], "is a bundled embedding, which is not read")
 
 
-def _fitting_components(found: Iterable[tuple[Place, ...]]) -> set[str]:
-    """The components that names without a component may mean: those which have a layer for every one of them."""
-    sets = [{place.component for place in places} for places in found]
-    shared = set[str]().union(*(names for names in sets if len(names) > 1))
-    touching = [names & shared for names in sets if names & shared]
-    return shared.intersection(*touching)
+def _named(error: AdapterValueError, file: "AdapterFile", part: Part) -> AdapterValueError:
+    """The error with the file and the layer in it, which a kind does not know."""
+    known = str(error).startswith(str(file.path))
+    return error if known else AdapterValueError(f"{file.path}: {part.modules[0]!r} {error}")
 
 
-def _gathered(places: Mapping[str, Place]) -> dict[Place, list[str]]:
-    """Place -> the modules that mean it, one unless a file mixes namings."""
-    made: dict[Place, list[str]] = {}
-    for module, place in places.items():
-        made.setdefault(place, []).append(module)
-    return made
-
-
-def _update(
-    file: "AdapterFile",
-    table: SlotTable,
-    place: Place,
-    module: str,
-    tensors: Mapping[str, str],
-    base_weight: BaseWeight | None,
-) -> Update:
-    slot = table.by_name.get(place.path)
-    config = file.configs.get(place.component, file.configs.get(""))
+def _update(file: "AdapterFile", part: Part, base: BaseWeights | None) -> Update:
+    component, path = part.place.component, part.place.path
+    config = file.configs.get(component, file.configs.get(""))
+    module = _own_path(part.modules[0], component)
+    if config:
+        config.check(part.tensors)
+    from_base = base if part.slot else None
     return Update(
-        name=module,
-        shape=slot.weight_shape if slot else (table.norms[place.path],),
-        tensors={leaf: file.read(tensor) for leaf, tensor in tensors.items()},
-        config_scale=_config_scale(config, module, place.component),
-        base_weight=partial(base_weight, place.component, place.path) if base_weight and slot else None,
+        name=part.modules[0],
+        shape=part.shape,
+        tensors={leaf: file.read(tensor) for leaf, tensor in part.tensors.items()},
+        config_scale=_config_scale(config, module),
+        feedforward=config.is_feedforward(module) if config else None,
+        has_bias=part.slot is None or part.slot.has_bias,
+        base_weight=partial(from_base.weight, component, path) if from_base else None,
+        base_bias=partial(from_base.bias, component, path) if from_base else None,
     )
 
 
-def _config_scale(config: PeftConfig | None, module: str, component: str) -> Callable[[int], float] | None:
+def _own_path(module: str, component: str) -> str:
     """The settings name a module by its path in the model, without PEFT's wrapper and the component."""
-    own = module.removeprefix(WRAPPER).removeprefix(f"{component}.")
-    return partial(config.scale, own) if config else None
+    return module.removeprefix(WRAPPER).removeprefix(f"{component}.")
+
+
+def _config_scale(config: PeftConfig | None, module: str) -> Callable[[int | None], float] | None:
+    return partial(config.scale, module) if config else None
 
 
 def _warnings(used: Mapping[str, ComponentForms]) -> Iterator[str]:
@@ -161,7 +108,7 @@ def _warnings(used: Mapping[str, ComponentForms]) -> Iterator[str]:
         f"{path} of {component}"
         for component, part in used.items()
         for path, forms in part.slots.items()
-        if any(isinstance(form, LowRank) and form.scale == 0 for form in forms)
+        if all(isinstance(form, LowRank) and form.scale == 0 for form in forms)
     ]
     if off:
         yield f"alpha is 0 in {len(off)} modules, which therefore have no effect (first: {off[0]})"

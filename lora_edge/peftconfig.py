@@ -1,4 +1,4 @@
-"""The settings of a PEFT adapter that its tensors do not say: alpha, patterns, rsLoRA.
+"""The settings of a PEFT adapter that its tensors do not say: alpha, patterns, rsLoRA, feed-forward layers.
 
 They come in a folder's `adapter_config.json`, or, from diffusers, as JSON under the header key
 `lora_adapter_metadata` with the component before each key (`unet.lora_alpha`).
@@ -7,7 +7,7 @@ They come in a folder's `adapter_config.json`, or, from diffusers, as JSON under
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,11 +18,16 @@ CONFIG_FILE = "adapter_config.json"
 METADATA_KEY = "lora_adapter_metadata"
 MAX_BYTES = 16_000_000
 
+# What lora-edge reads of PEFT, and which setting is alpha there, None where there is no rank.
+TYPES: Mapping[str, str | None] = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha", "IA3": None}
+DEFAULT = 8.0  # PEFT's own, of rank and alpha
+
+# Settings that come with a tensor in every module: setting -> leaf.
+PROMISES: Mapping[str, str] = {"use_dora": "lora_magnitude_vector", "lora_bias": "up_bias"}
+
 # Settings that change the mathematics and that lora-edge does not read: each must be absent, null, false or empty.
 UNREAD = (
-    "use_dora",
     "fan_in_fan_out",
-    "lora_bias",
     "modules_to_save",
     "layer_replication",
     "use_qalora",
@@ -52,6 +57,9 @@ class PeftConfig:
         alpha: of every module that `alpha_pattern` does not name.
         rank_pattern, alpha_pattern: regular expression for the end of a module's path -> its own number.
         rslora: scale is alpha / sqrt(rank) (Kalajdzievski 2023).
+        feedforward: ends of the paths of IA3's feed-forward layers, or one regular expression for the whole path;
+            None where unsaid.
+        promised: leaves that every module has by these settings.
     """
 
     where: str
@@ -60,41 +68,61 @@ class PeftConfig:
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
     rslora: bool
+    feedforward: tuple[str, ...] | str | None = None
+    promised: frozenset[str] = frozenset()
 
     @classmethod
     def parse(cls, items: Mapping[str, Any], where: str) -> Self:
         """Check the settings of one component.
 
         Raises:
-            UnknownKind: another kind than LoRA, or a setting that changes the mathematics and is not read.
+            UnknownKind: a kind that is not in TYPES, or a setting that changes the mathematics and is not read.
             AdapterFileDamaged: a setting of another type than PEFT writes.
             AdapterValueError: an alpha that is not finite.
         """
-        if items.get("peft_type", "LORA") != "LORA":
-            raise UnknownKind(f"{where} is of the PEFT kind {items['peft_type']!r}; lora-edge reads LORA there")
+        kind = items.get("peft_type", "LORA")
+        if not isinstance(kind, str) or kind not in TYPES:
+            raise UnknownKind(f"{where} is of the PEFT kind {kind!r}; lora-edge reads {', '.join(TYPES)} there")
         for key in UNREAD:
             if items.get(key):
                 raise UnknownKind(f"{where} sets {key}, which lora-edge does not read")
+        if items.get("bias", "none") not in ("none", None):
+            raise UnknownKind(f"{where} sets bias to {items['bias']!r}: whole biases, which lora-edge does not read")
         start = items.get("init_lora_weights")
         if isinstance(start, str) and start.lower().startswith(CHANGED_BASES):
             raise UnknownKind(f"{where} was trained from {start!r}, which changes the base; convert it to LoRA in PEFT")
         ranks = {key: int(value) for key, value in _numbers(items, "rank_pattern", where).items()}
         alphas = _numbers(items, "alpha_pattern", where)
         rank = _number(items["r"], "r", where) if items.get("r") is not None else None
-        alpha = _number(items.get("lora_alpha", 8), "lora_alpha", where)  # 8 is PEFT's own default
-        return cls(where, int(rank) if rank else None, alpha, ranks, alphas, bool(items.get("use_rslora")))
+        named = TYPES[kind]
+        alpha = _number(items.get(named, DEFAULT), named, where) if named else DEFAULT
+        rslora, forward = bool(items.get("use_rslora")), _feedforward(items, where)
+        promised = frozenset(leaf for key, leaf in PROMISES.items() if items.get(key))
+        return cls(where, int(rank) if rank else None, alpha, ranks, alphas, rslora, forward, promised)
 
-    def scale(self, module: str, rank: int) -> float:
-        """alpha / rank of a module; rank: rows of its `down`.
+    def check(self, leaves: Iterable[str]) -> None:
+        """Refuse a module without the tensors that the settings promise. Raises AdapterMismatch."""
+        if missing := self.promised.difference(leaves):
+            raise AdapterMismatch(f"has no {' and '.join(sorted(missing))}, which {self.where} promises")
+
+    def scale(self, module: str, rank: int | None) -> float:
+        """alpha / rank of a module; rank: what its tensors show, None where they show none.
 
         Raises:
             AdapterMismatch: the settings give the module another rank.
         """
         said = _match(self.rank_pattern, module, self.rank)
-        if said is not None and said != rank:
+        if said is not None and rank is not None and said != rank:
             raise AdapterMismatch(f"has rank {rank} where {self.where} says {said}")
+        divisor = rank or said or DEFAULT
         alpha = _match(self.alpha_pattern, module, self.alpha)
-        return (alpha or 0.0) / (math.sqrt(rank) if self.rslora else rank)
+        return (alpha or 0.0) / (math.sqrt(divisor) if self.rslora else divisor)
+
+    def is_feedforward(self, module: str) -> bool | None:
+        """Whether IA3 scales the inputs of a module, None where the settings do not say (PEFT, tuners/ia3/model.py)."""
+        if isinstance(self.feedforward, str):
+            return re.fullmatch(self.feedforward, module) is not None
+        return None if self.feedforward is None else module.endswith(self.feedforward)
 
 
 def read_folder_config(folder: Path) -> PeftConfig | None:
@@ -151,13 +179,28 @@ def _numbers(items: Mapping[str, Any], key: str, where: str) -> dict[str, float]
     if not isinstance(pattern, dict):
         raise AdapterFileDamaged(f"{where} gives {key} as something else than a map")
     for name in pattern:
-        if len(QUANTIFIER.findall(name)) > 1:  # two may take exponential time to match
-            raise AdapterFileDamaged(f"{where} has {name!r} in {key}; at most one of * + ? {{ is read there")
-        try:
-            re.compile(name)
-        except (re.error, OverflowError, RecursionError):
-            raise AdapterFileDamaged(f"{where} has {name!r} in {key}, which is no regular expression") from None
+        _expression(name, key, where)
     return {name: _number(value, f"{key} of {name}", where) for name, value in pattern.items()}
+
+
+def _expression(text: str, key: str, where: str) -> str:
+    """A regular expression that cannot take long."""
+    if len(QUANTIFIER.findall(text)) > 1:  # two may take exponential time to match
+        raise AdapterFileDamaged(f"{where} has {text!r} in {key}; at most one of * + ? {{ is read there")
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError):
+        raise AdapterFileDamaged(f"{where} has {text!r} in {key}, which is no regular expression") from None
+    return text
+
+
+def _feedforward(items: Mapping[str, Any], where: str) -> tuple[str, ...] | str | None:
+    said = items.get("feedforward_modules")
+    if said is None or isinstance(said, str):
+        return said if said is None else _expression(said, "feedforward_modules", where)
+    if not isinstance(said, list) or not all(isinstance(name, str) for name in said):
+        raise AdapterFileDamaged(f"{where} gives feedforward_modules as something else than a list of names")
+    return tuple(said)
 
 
 def _match(pattern: Mapping[str, float], module: str, otherwise: float | None) -> float | None:

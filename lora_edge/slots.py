@@ -99,6 +99,10 @@ class SlotTable:
     def by_name(self) -> dict[str, Slot]:
         return {slot.name: slot for slot in self.slots}
 
+    def __hash__(self) -> int:
+        """Cheap, so that what is made of a table can be kept by it; equal tables have equal ones."""
+        return hash((self.component, len(self.slots)))
+
     def __iter__(self) -> Iterator[Slot]:
         return iter(self.slots)
 

@@ -6,6 +6,7 @@ up. A dialect is one file with one function, `spell(table, path)`, and one line 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from lora_edge.dialects import attn_procs, diffusers, kohya, kohya_ldm, ldm, peft
 from lora_edge.slots import SlotTable
@@ -48,8 +49,13 @@ class Spelled:
     dialect: str
 
 
-def spell(tables: Sequence[SlotTable]) -> dict[str, Spelled]:
+def spell(tables: Sequence[SlotTable]) -> Mapping[str, Spelled]:
     """Module name in a file -> what it means, for every slot and norm of the tables in every dialect."""
+    return _spelled(tuple(tables))
+
+
+@lru_cache(maxsize=8)
+def _spelled(tables: tuple[SlotTable, ...]) -> Mapping[str, Spelled]:
     made: dict[str, Spelled] = {}
     for table in tables:
         for path in (*table.by_name, *table.norms):

@@ -16,10 +16,11 @@ TO_Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 @pytest.mark.parametrize(
     ("settings", "error", "sentence"),
     [
-        ({"peft_type": "LOHA"}, UnknownKind, "PEFT kind 'LOHA'"),
-        ({"use_dora": True}, UnknownKind, "sets use_dora"),
+        ({"peft_type": "VERA"}, UnknownKind, "PEFT kind 'VERA'; lora-edge reads LORA, LOHA, LOKR, IA3"),
+        ({"use_dora": True}, AdapterMismatch, "has no lora_magnitude_vector, which .* promises"),
         ({"fan_in_fan_out": True}, UnknownKind, "sets fan_in_fan_out"),
-        ({"lora_bias": True}, UnknownKind, "sets lora_bias"),
+        ({"lora_bias": True}, AdapterMismatch, "has no up_bias, which .* promises"),
+        ({"bias": "lora_only"}, UnknownKind, "sets bias to 'lora_only'"),
         ({"modules_to_save": ["conv_in"]}, UnknownKind, "sets modules_to_save"),
         ({"init_lora_weights": "pissa_niter_4"}, UnknownKind, "changes the base"),
         ({"r": 3}, AdapterMismatch, "has rank 2 where .* says 3"),
