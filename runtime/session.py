@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 
 from lora_edge.arrays import Array
-from lora_edge.errors import BackendUnavailable, BundleDamaged, GraphFailed, first_line
+from lora_edge.errors import BackendUnavailable, BundleDamaged, GraphFailed, RequestError, first_line
 from lora_edge.graph import GraphInput
 
 _DTYPES = {
@@ -95,6 +95,28 @@ class Session:
         except Exception as error:
             raise GraphFailed(f"onnxruntime refused the inputs: {first_line(error)}") from error
         return dict(zip(self._outputs, results, strict=True))
+
+
+def export_onnx_adapter(path: Path, tensors: Mapping[str, Array], adapter_version: int, model_version: int) -> None:
+    """Write an adapter file of onnxruntime.
+
+    Args:
+        path: of the file, replaced if it is there.
+        tensors: graph input -> array.
+        adapter_version, model_version: int32, for whoever reads the file; onnxruntime itself compares neither.
+
+    Raises:
+        RequestError: the file cannot be written.
+    """
+    made = onnxruntime.AdapterFormat()
+    made.set_adapter_version(adapter_version)
+    made.set_model_version(model_version)
+    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in sorted(tensors.items())}
+    made.set_parameters(values)
+    try:
+        made.export_adapter(str(path))
+    except Exception as error:
+        raise RequestError(f"cannot write {path}: {first_line(error)}") from error
 
 
 def _described(ports: Sequence[Any]) -> dict[str, GraphInput]:

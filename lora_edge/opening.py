@@ -1,0 +1,60 @@
+"""Any adapter for a bundle: a pack, one of ONNX Runtime's, or a file or folder as trainers write them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_edge.adapter import Adapter
+from lora_edge.adapterfile import read_adapter
+from lora_edge.bundle import Bundle
+from lora_edge.errors import AdapterError
+from lora_edge.ortadapter import read_onnx_adapter
+from lora_edge.ortfile import is_ort_adapter
+from lora_edge.pack import is_pack, read_pack
+from lora_edge.tensorfile import read_header
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One form that adapters come in.
+
+    Attributes:
+        claims: whether a file or folder is of this form, by looking at its first bytes; no two forms agree on one.
+        read: (path, bundle, component, strict) -> the adapter.
+    """
+
+    claims: Callable[[Path], bool]
+    read: Callable[[Path, Bundle, str | None, bool], Adapter]
+
+
+def open_adapter(path: str | Path, bundle: Bundle, component: str | None = None, strict: bool = True) -> Adapter:
+    """Read an adapter of whatever form for a bundle.
+
+    Args:
+        path: a file or folder.
+        bundle: what it is to be used with.
+        component: the only component to change; needed where the names in the file fit several.
+        strict: refuse a file of which any tensor would go unused; otherwise see `Adapter.report`.
+
+    Raises:
+        AdapterError: missing, damaged, not finite, or made for another base or bundle.
+        ComponentMissing: the bundle has no such component.
+    """
+    path = Path(path)
+    reader = next((reader for reader in READERS if reader.claims(path)), PLAIN)
+    return reader.read(path, bundle, component, strict)
+
+
+def _is_pack_file(path: Path) -> bool:
+    try:
+        return path.is_file() and is_pack(read_header(path).metadata)
+    except AdapterError:
+        return False  # what is wrong with it is for its own reader to say
+
+
+def _plain(path: Path, bundle: Bundle, component: str | None, strict: bool) -> Adapter:
+    return read_adapter(path).fit(bundle.tables, component, strict, bundle)
+
+
+PLAIN = Reader(lambda path: True, _plain)
+READERS = (Reader(_is_pack_file, read_pack), Reader(is_ort_adapter, read_onnx_adapter))
