@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from lora_edge.slots import Slot, SlotTable
 BOUND = 2e-5  # largest error, relative to the output's largest value
 
 
+Axis: TypeAlias = Literal["in", "out"] | None
+
+
 @dataclass(frozen=True)
 class Case:
     """One comparison: adapters of these ranks on every slot, this many rows, with or without what has no lanes."""
@@ -29,7 +32,7 @@ class Case:
     name: str
     ranks: tuple[int, ...] = ()
     rows: int = 1
-    beside: bool = False  # gains, biases and norm deltas too
+    gain: Axis = None  # gains over that axis, biases and norm deltas too
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ CASES = (
     Case("rank 16", (16,)),
     Case("rank 64", (64,)),
     Case("ranks 4 and 16, 2 rows, own multipliers", (4, 16), rows=2),
-    Case("rank 4 with gains, biases and norms", (4,), beside=True),
-    Case("ranks 4 and 8 with gains, biases and norms, 2 rows", (4, 8), rows=2, beside=True),
+    Case("rank 4 with gains over inputs, biases and norms", (4,), gain="in"),
+    Case("ranks 4 and 8 with gains over outputs, biases and norms, 2 rows", (4, 8), rows=2, gain="out"),
 )
 
 
@@ -118,8 +121,8 @@ class _Bench:
 
     def compare(self, case: Case, inputs: tuple[Tensor, ...]) -> Outcome:
         random = np.random.default_rng(case.rows + sum(case.ranks))
-        parts = [self._adapter(rank, case.beside, random) for rank in case.ranks]
-        multipliers = random.uniform(0.4, 1.0, (1 if case.beside else case.rows, len(parts))).astype(np.float32)
+        parts = [self._adapter(rank, case.gain, random) for rank in case.ranks]
+        multipliers = random.uniform(0.4, 1.0, (1 if case.gain else case.rows, len(parts))).astype(np.float32)
         feeds = self._feeds(inputs) | (Mix(self.table, parts, self.norms).feeds(multipliers) if parts else {})
         got = self.graph.run(feeds)
         rows = [
@@ -136,7 +139,7 @@ class _Bench:
 
     def check_zero(self, inputs: tuple[Tensor, ...]) -> None:
         """A multiplier of 0 gives the base, bit for bit."""
-        part = self._adapter(16, False, np.random.default_rng(0))
+        part = self._adapter(16, None, np.random.default_rng(0))
         off = Mix(self.table, [part]).feeds(np.zeros((1, 1), np.float32))
         base = self.graph.run(self._feeds(inputs))
         held = self.graph.run(self._feeds(inputs) | off)
@@ -175,7 +178,7 @@ class _Bench:
                 outputs = functional_call(self.wrapped, small, inputs)
         return [tensor.numpy() for tensor in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
-    def _adapter(self, rank: int, beside: bool, random: np.random.Generator) -> ComponentForms:
+    def _adapter(self, rank: int, gain: Axis, random: np.random.Generator) -> ComponentForms:
         """A random adapter on every slot whose update is a fifth of the weight's own spread: larger ones make the
         network chaotic, and torch in float32 would then differ from torch in float64."""
 
@@ -188,17 +191,15 @@ class _Bench:
             down = normal(slot.patch, rank, scale=slot.patch**-0.5)
             up = normal(rank, slot.out_features, scale=0.2 * spread * (slot.patch / rank) ** 0.5)
             forms: list[Form] = [LowRank(down, up, scale=0.5)]
-            if beside:
-                forms += [
-                    Gain("in", 1 + normal(slot.in_features, scale=0.05)),
-                    Gain("out", 1 + normal(slot.out_features, scale=0.05)),
-                ]
+            if gain:
+                width = slot.in_features if gain == "in" else slot.out_features
+                forms.append(Gain(gain, 1 + normal(width, scale=0.05)))
                 forms += [Bias(normal(slot.out_features, scale=0.02))] if slot.has_bias else []
             slots[slot.name] = tuple(forms)
         norms = {
             name: NormDelta(normal(channels, scale=0.05), normal(channels, scale=0.05))
             for name, channels in self.table.norms.items()
-            if beside
+            if gain
         }
         return ComponentForms(slots, norms)
 
@@ -226,15 +227,13 @@ def _changed_while_used(layer: nn.Module, changed: Callable[[], Tensor]) -> Iter
 def _changed_weight(slot: Slot, weight: Tensor, forms: list[tuple[float, Form]]) -> Tensor:
     """W' of `lora_edge.forms`, computed in float64 and rounded once."""
     spread = {"in": (1, -1), "out": (-1, 1)}
-    gains = {"in": torch.ones(1, dtype=torch.float64), "out": torch.ones(1, dtype=torch.float64)}
+    gain: Tensor | float = 1.0
     delta = torch.zeros(weight.shape, dtype=torch.float64)
     for m, form in forms:
         if isinstance(form, Gain):
-            gains[form.axis] = gains[form.axis] + m * (torch.from_numpy(form.values).double() - 1)
+            excess = (torch.from_numpy(form.values).double() - 1).reshape(spread[form.axis] + (1,) * (weight.dim() - 2))
+            gain = gain + m * excess
         elif isinstance(form, LowRank):
             update = torch.from_numpy(form.down).double() @ torch.from_numpy(form.up).double()
             delta += m * form.scale * update.T.reshape(weight.shape)
-    changed = weight.double()
-    for axis, values in gains.items():
-        changed = changed * values.reshape(spread[axis] + (1,) * (weight.dim() - 2))
-    return (changed + delta).float()
+    return (weight.double() * gain + delta).float()

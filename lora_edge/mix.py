@@ -1,18 +1,22 @@
-"""Adapters side by side in one component: forms and multipliers -> graph inputs.
+"""Adapters side by side in one component: forms and strengths -> graph inputs.
 
-The lanes of all adapters lie along the rank axis of each slot, adapter by adapter. Multipliers appear in
-`lora.scales` alone, so that changing one moves a few kB and no weight; gains, biases and norms, which have no lanes,
-are summed up anew, and are a few kB too.
+The lanes of all adapters lie along the rank axis of each slot, adapter by adapter. Strengths appear in `lora.scales`
+alone, so that changing one moves a few kB and no weight; gains, biases and norms, which have no lanes, are summed up
+anew, and are a few kB too.
+
+A strength is one number per row, adapter and place, where the places of a component are its slots in their order and
+then its norms: multiplier x block weight. What is the same everywhere has an axis of length 1.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 
 from lora_edge.arrays import Array, FloatArray
 from lora_edge.errors import RequestError
-from lora_edge.forms import Bias, ComponentForms, Gain, LowRank
-from lora_edge.slots import RANKS, SCALES, SlotTable
+from lora_edge.forms import Bias, ComponentForms, Form, Gain, LowRank
+from lora_edge.slots import RANKS, SCALES, Slot, SlotTable
 
 
 class Mix:
@@ -22,91 +26,155 @@ class Mix:
         table: the component's slots.
         parts: what each adapter changes in it.
         norms: `<norm>.weight` and `<norm>.bias` -> the base's values [channels] float32; needed for norm deltas.
+        weight: slot name -> the base's weight as in torch; needed where gains of both axes meet on a slot.
+
+    Attributes:
+        copied: bytes that were moved to lay the adapters out; 0 for one adapter, whose arrays are taken as they lie.
     """
 
     def __init__(
-        self, table: SlotTable, parts: Sequence[ComponentForms], norms: Mapping[str, FloatArray] | None = None
+        self,
+        table: SlotTable,
+        parts: Sequence[ComponentForms],
+        norms: Mapping[str, FloatArray] | None = None,
+        weight: Callable[[str], FloatArray] | None = None,
     ) -> None:
-        self._parts = tuple(parts)
+        self._places = {name: index for index, name in enumerate(chain(table.by_name, table.norms))}
         self._norms = norms or {}
         self._layers: dict[str, Array] = {}
-        ranks, owners, scales = [], [], []
+        self.copied = 0
+        ranks, owners, places, scales = [], [], [], []
+        forms = [_on_one_axis(table, part, parts, weight) for part in parts]
         for slot in table:
             held = [
                 (owner, form)
-                for owner, part in enumerate(parts)
-                for form in part.slots.get(slot.name, ())
+                for owner, part in enumerate(forms)
+                for form in part.get(slot.name, ())
                 if isinstance(form, LowRank) and form.rank
             ]
             ranks.append(sum(form.rank for _, form in held))
             owners += [owner for owner, form in held for _ in range(form.rank)]
             scales += [form.scale for _, form in held for _ in range(form.rank)]
+            places += [self._places[slot.name]] * ranks[-1]
             if held:
-                self._layers[slot.port("down")] = _side_by_side([form.down for _, form in held], 1)
-                self._layers[slot.port("up")] = _side_by_side([form.up for _, form in held], 0)
-        self._table = table
+                self._layers[slot.port("down")] = self._side_by_side([form.down for _, form in held], 1)
+                self._layers[slot.port("up")] = self._side_by_side([form.up for _, form in held], 0)
         self._ranks = np.array(ranks, dtype=np.int64)
         self._owners = np.array(owners, dtype=np.intp)
+        self._lane_places = np.array(places, dtype=np.intp)
         self._scales = np.array(scales, dtype=np.float32)
-        self._uniform = any(
-            part.norms or any(not isinstance(form, LowRank) for forms in part.slots.values() for form in forms)
-            for part in parts
-        )
+        self._sums = tuple(_sums(table, forms, parts))
+        self._whole = sorted({owner for _, _, owner, _ in self._sums})
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the layers that multipliers leave alone."""
+        """Bytes of the layers that strengths leave alone."""
         return sum(array.nbytes for array in self._layers.values())
 
-    def scales(self, multipliers: FloatArray) -> FloatArray:
-        """`lora.scales`, multiplier x alpha / rank per lane.
+    def scales(self, strengths: FloatArray) -> FloatArray:
+        """`lora.scales`, strength x alpha / rank per lane.
 
         Args:
-            multipliers: [rows or 1, adapters] float32.
+            strengths: [rows or 1, adapters, places or 1] float32.
 
         Returns:
             [rows or 1, total_rank] float32.
         """
-        return np.ascontiguousarray(multipliers[:, self._owners] * self._scales, dtype=np.float32)
+        places = self._lane_places if strengths.shape[2] > 1 else 0
+        return np.ascontiguousarray(strengths[:, self._owners, places] * self._scales, dtype=np.float32)
 
-    def feeds(self, multipliers: FloatArray) -> dict[str, Array]:
+    def feeds(self, strengths: FloatArray) -> dict[str, Array]:
         """Every graph input that differs from its default.
 
         Args:
-            multipliers: [rows or 1, adapters] float32.
+            strengths: [rows or 1, adapters(, places or 1)] float32.
 
         Raises:
             RequestError: rows differ although an adapter has gains, biases or norms, which cannot differ by row.
         """
-        if self._uniform and len(np.unique(multipliers, axis=0)) > 1:
+        return self.resting | self.moving(strengths)
+
+    @property
+    def resting(self) -> dict[str, Array]:
+        """The part of the feeds that strengths leave alone; the same arrays every time."""
+        return {**self._layers, RANKS: self._ranks}
+
+    def moving(self, strengths: FloatArray) -> dict[str, Array]:
+        """The part of the feeds that strengths change: all that a slider moves. Takes and raises as `feeds`."""
+        strengths = np.atleast_3d(strengths)
+        made: dict[str, Array] = {SCALES: self.scales(strengths)}
+        if not self._sums:
+            return made
+        if (strengths[:, self._whole] != strengths[:1, self._whole]).any():
             raise RequestError(
                 "an adapter with gains, biases or norms acts on the whole batch: give every image the same multiplier"
             )
-        lanes: dict[str, Array] = {SCALES: self.scales(multipliers), RANKS: self._ranks}
-        return self._layers | lanes | (self._sums(multipliers[0]) if self._uniform else {})
+        for port, place, owner, change in self._sums:
+            start = made.get(port, self._norms.get(port, 1.0 if ".gain_" in port else 0.0))
+            strength = strengths[0, owner, self._places[place] if strengths.shape[2] > 1 else 0]
+            made[port] = np.asarray(start + strength * change, dtype=np.float32)
+        return made
 
-    def _sums(self, multipliers: FloatArray) -> dict[str, Array]:
-        sums: dict[str, Array] = {}
-
-        def add(port: str, start: Array, change: Array) -> None:
-            sums[port] = sums.get(port, start) + change
-
-        for multiplier, part in zip(multipliers, self._parts, strict=True):
-            for name, forms in part.slots.items():
-                slot = self._table.by_name[name]
-                for form in forms:
-                    if isinstance(form, Gain):
-                        excess = form.values - 1
-                        add(slot.port(f"gain_{form.axis}"), np.ones_like(excess), multiplier * excess)
-                    elif isinstance(form, Bias):
-                        add(slot.port("bias"), np.zeros_like(form.delta), multiplier * form.delta)
-            for name, norm in part.norms.items():
-                for leaf, delta in (("weight", norm.weight), ("bias", norm.bias)):
-                    if delta is not None:
-                        add(f"{name}.{leaf}", self._norms[f"{name}.{leaf}"], multiplier * delta)
-        return {port: np.ascontiguousarray(array, dtype=np.float32) for port, array in sums.items()}
+    def _side_by_side(self, arrays: Sequence[FloatArray], axis: int) -> FloatArray:
+        """One adapter's arrays are taken as they are; only a mix copies."""
+        if len(arrays) == 1:
+            return arrays[0]
+        joined = np.concatenate(arrays, axis=axis)
+        self.copied += joined.nbytes
+        return joined
 
 
-def _side_by_side(arrays: Sequence[FloatArray], axis: int) -> FloatArray:
-    """One adapter's arrays are taken as they are; only a mix copies."""
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=axis)
+Sum = tuple[str, str, int, FloatArray]  # graph input, slot or norm, adapter, change at strength 1
+
+
+def _sums(
+    table: SlotTable, forms: Sequence[Mapping[str, Sequence[Form]]], parts: Sequence[ComponentForms]
+) -> list[Sum]:
+    """Everything that has no lanes."""
+    made: list[Sum] = []
+    for owner, (slots, part) in enumerate(zip(forms, parts, strict=True)):
+        for name, held in slots.items():
+            slot = table.by_name[name]
+            for form in held:
+                if isinstance(form, Gain):
+                    made.append((slot.port(f"gain_{form.axis}"), name, owner, form.values - 1))
+                elif isinstance(form, Bias):
+                    made.append((slot.port("bias"), name, owner, form.delta))
+        for name, norm in part.norms.items():
+            for leaf, delta in (("weight", norm.weight), ("bias", norm.bias)):
+                if delta is not None:
+                    made.append((f"{name}.{leaf}", name, owner, delta))
+    return made
+
+
+def _on_one_axis(
+    table: SlotTable,
+    part: ComponentForms,
+    parts: Sequence[ComponentForms],
+    weight: Callable[[str], FloatArray] | None,
+) -> dict[str, tuple[Form, ...]]:
+    """The forms of an adapter by slot; where gains of both axes meet, those over inputs become lanes.
+
+    The graph multiplies the two gains, while changes against the base add up.
+    """
+    made: dict[str, tuple[Form, ...]] = {}
+    for name, forms in part.slots.items():
+        axes = {form.axis for other in parts for form in other.slots.get(name, ()) if isinstance(form, Gain)}
+        if len(axes) < 2:
+            made[name] = forms
+            continue
+        if weight is None:
+            raise RequestError(f"gains over inputs and over outputs meet on {name}, which takes the base's weights")
+        made[name] = tuple(_lanes(table.by_name[name], form, weight(name)) for form in forms)
+    return made
+
+
+def _lanes(slot: Slot, form: Form, weight: FloatArray) -> Form:
+    """A gain over inputs as W * (gain - 1) with one lane per row of W^T or per column, whichever are fewer."""
+    if not isinstance(form, Gain) or form.axis == "out":
+        return form
+    patch = np.repeat(form.values - 1, slot.patch // slot.in_features)
+    flat = weight.reshape(slot.out_features, slot.patch).T
+    if slot.patch < slot.out_features:
+        return LowRank(np.diag(patch), np.ascontiguousarray(flat))
+    return LowRank(np.ascontiguousarray(flat * patch[:, None]), np.eye(slot.out_features, dtype=np.float32))

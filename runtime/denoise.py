@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from lora_edge.arrays import FloatArray
+from lora_edge.arrays import FloatArray, IntArray
 from lora_edge.runtime.levels import Level, blend
 from lora_edge.runtime.schedule import Schedule
 
@@ -64,28 +64,44 @@ def denoiser(predict: Predict, schedule: Schedule) -> Denoise:
     return denoise
 
 
-def guided(model: Predict, guidance: float, rescale: float = 0.0) -> Predict:
-    """Classifier-free guidance, with one call of the model for both halves.
+def guided(
+    model: Predict,
+    guidance: float,
+    rescale: float = 0.0,
+    owners: IntArray | None = None,
+    weights: FloatArray | None = None,
+) -> Predict:
+    """Classifier-free guidance, with one call of the model for all halves.
 
     Ho and Salimans, "Classifier-Free Diffusion Guidance", arXiv:2207.12598. The weight is that of Imagen
-    (arXiv:2205.11487, equation 2), as everywhere in Stable Diffusion: 1 is the prompt alone.
+    (arXiv:2205.11487, equation 2), as everywhere in Stable Diffusion: 1 is the prompt alone. Several prompts of an
+    image add up (Liu et al., "Compositional Visual Generation", arXiv:2206.01714, as AUTOMATIC1111's `AND`):
+    negative + guidance * sum of weight * (prompt - negative).
 
     Args:
-        model: takes the doubled batch [2 * rows, channels, height, width], first the rows with the negative prompt,
-            then the same rows with the prompt, and returns its predictions in that order.
+        model: takes [rows + prompts, channels, height, width], first the rows with their negative prompts, then one
+            row for each prompt, and returns its predictions in that order.
         guidance: how far to go from the negative prompt to the prompt and beyond.
         rescale: 0 .. 1, how much of the contrast that guidance adds is taken back (Lin et al., arXiv:2305.08891,
             section 3.4); 0 takes none.
+        owners: [prompts] int64, the row that each prompt belongs to; None is one each.
+        weights: [prompts] float32, of each prompt; None is 1.
 
     Returns:
         A model of the single batch.
     """
 
     def predict(x: FloatArray, timestep: float) -> FloatArray:
-        negative, positive = np.split(model(np.concatenate([x, x]), timestep), 2)
-        mixed = blend(1, negative, guidance, positive - negative)
+        own = np.arange(len(x)) if owners is None else owners
+        predicted = model(np.concatenate([x, x[own]]), timestep)
+        negative, prompts = predicted[: len(x)], predicted[len(x) :]
+        away = prompts - negative[own]
+        change = np.zeros_like(negative)
+        np.add.at(change, own, away if weights is None else away * weights[:, None, None, None])
+        mixed = blend(1, negative, guidance, change)
         if rescale:
-            mixed = blend(rescale, mixed * (_deviation(positive) / _deviation(mixed)), 1 - rescale, mixed)
+            contrast = _deviation(negative + change) / _deviation(mixed)
+            mixed = blend(rescale, mixed * contrast, 1 - rescale, mixed)
         return mixed
 
     return predict

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,18 @@ from lora_edge.adapter import Adapter
 from lora_edge.adapterfile import read_adapter, version
 from lora_edge.arrays import Array
 from lora_edge.bundle import Bundle, Check
-from lora_edge.errors import RequestError
-from lora_edge.library import Library, short_hash
+from lora_edge.library import short_hash
 from lora_edge.runtime.backends import Backend, choose
 from lora_edge.runtime.components import Components
 from lora_edge.runtime.generate import OnStep, Painter
 from lora_edge.runtime.image import label
 from lora_edge.runtime.memory import peak_bytes
-from lora_edge.runtime.request import Request, Size, checked_pairs, make_request
+from lora_edge.runtime.request import Adapters, Request, checked_pairs, make_request
+from lora_edge.runtime.resolve import Resolver
+from lora_edge.runtime.scene import is_off, share
 from lora_edge.runtime.shelf import Shelf
-from lora_edge.runtime.swap import Strength, Swap
-from lora_edge.runtime.tokenizer import Tokenizer
+from lora_edge.runtime.size import Size
+from lora_edge.runtime.swap import Pair, Swap
 
 log = logging.getLogger("lora_edge")
 
@@ -34,15 +36,29 @@ class Engine:
     One engine serves one request at a time; open several for several threads.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, lora_dir: Path | None, adapter_bytes: int) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        lora_dir: Path | None,
+        embeddings_dir: Path | None,
+        adapter_bytes: int,
+    ) -> None:
         self.bundle = bundle
         self._backend = backend
         self._components = Components(bundle, backend)
-        self._lora_dir = lora_dir
-        self._swap = Swap(bundle.components)
+        self._swap = Swap(bundle)
         self._shelf: Shelf[Adapter] = Shelf(adapter_bytes, lambda adapter: adapter.nbytes)
-        self._libraries: dict[Path, Library] = {}
-        self._painter: Painter | None = None
+        self._resolver = Resolver(bundle, self.load_adapter, lora_dir, embeddings_dir)
+        self._runs: list[str] = []
+
+    @cached_property
+    def _painter(self) -> Painter:
+        unet, vae = self.bundle.component("unet").config, self.bundle.component("vae_decoder").config
+        self.bundle.component("text_encoder")
+        scheduler = self.bundle.read_json("scheduler/scheduler_config.json")
+        channels = int(unet["in_channels"])
+        return Painter(self.bundle, self._components, self._swap, Size.of(unet, vae), channels, vae, scheduler)
 
     @classmethod
     def open(
@@ -50,6 +66,7 @@ class Engine:
         bundle: str | Path,
         backend: str = "auto",
         lora_dir: str | Path | None = None,
+        embeddings_dir: str | Path | None = None,
         *,
         providers: Sequence[str] | None = None,
         threads: int = 0,
@@ -62,6 +79,7 @@ class Engine:
             bundle: a folder that `lora-edge export` wrote.
             backend: "auto" or a name in `runtime.backends.BACKENDS`.
             lora_dir: where tags in prompts look adapters up; `generate` can name another.
+            embeddings_dir: a folder of embeddings (textual inversion); prompts call them by their names.
             providers: onnxruntime's execution providers by name, best first; None runs on the CPU.
             threads: of one run; 0 takes one per physical core.
             adapter_bytes: adapters kept ready, the least recently used put back first.
@@ -74,11 +92,13 @@ class Engine:
         opened = Bundle.open(bundle, check)
         chosen = choose(backend, providers, threads)
         log.info("backend %s (%s): %s", chosen.name, ", ".join(chosen.providers), chosen.why)
-        return cls(opened, chosen, Path(lora_dir) if lora_dir is not None else None, adapter_bytes)
+        folders = [None if folder is None else Path(folder) for folder in (lora_dir, embeddings_dir)]
+        return cls(opened, chosen, folders[0], folders[1], adapter_bytes)
 
     @property
     def info(self) -> dict[str, Any]:
-        """Backend and why, providers, sessions opened, slots, memory in bytes.
+        """Backend and why, providers, sessions opened, slots, memory in bytes; of the last request, the batches it ran
+        in (`runs`) and the bytes that its last change of adapters or multipliers moved (`bytes_copied`).
 
         The peak of memory is that of the whole process; None where the system does not tell.
         """
@@ -89,6 +109,8 @@ class Engine:
             "providers": list(self._backend.providers),
             "bundle": self.bundle.name,
             "sessions_opened": self._components.opened,
+            "bytes_copied": dict(self._swap.copied),
+            "runs": list(self._runs),
             "slots": {table.component: len(table) for table in self.bundle.tables},
             "adapters_resident": len(self._shelf),
             "memory": {
@@ -113,9 +135,7 @@ class Engine:
         key = (path, version(path), component, strict)
         return self._shelf.take(key, lambda: read_adapter(path).fit(self.bundle.tables, component, strict))
 
-    def run(
-        self, component: str, inputs: Mapping[str, Any], adapters: Sequence[tuple[Adapter, Strength]] = ()
-    ) -> dict[str, Array]:
+    def run(self, component: str, inputs: Mapping[str, Any], adapters: Sequence[Pair] = ()) -> dict[str, Array]:
         """Run one component once.
 
         Args:
@@ -132,7 +152,7 @@ class Engine:
         """
         return self._components.run(component, inputs, self.feeds(component, adapters))
 
-    def feeds(self, component: str, adapters: Sequence[tuple[Adapter, Strength]]) -> dict[str, Array]:
+    def feeds(self, component: str, adapters: Sequence[Pair]) -> dict[str, Array]:
         """The graph inputs that `run` adds for these adapters: all that a swap of styles changes.
 
         Raises:
@@ -144,43 +164,47 @@ class Engine:
 
     def generate(
         self,
-        prompt: str,
-        negative_prompt: str = "",
-        seed: int | None = None,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] = "",
+        seed: int | Sequence[int] | None = None,
         steps: int = 20,
         guidance: float = 4.0,
         sampler: str = "euler",
         width: int | None = None,
         height: int | None = None,
         batch: int = 1,
-        adapters: Sequence[tuple[Adapter, Strength]] = (),
+        adapters: Adapters = (),
         lora_dir: str | Path | None = None,
         on_step: OnStep | None = None,
+        clip_skip: int = 1,
         **schedule: Any,
     ) -> list[Image.Image]:
-        """Make images.
+        """Make images. Prompts, seeds and adapters may be given image by image; they run as one batch all the same.
 
         Args:
-            prompt: with tags such as `<lora:ink:0.8>`, or `<lora:ink:0.5:0.8>` for text encoder and UNet.
-            negative_prompt: without tags.
-            seed: of the first image, the next ones have the seeds that follow; None draws one.
+            prompt: in the language of `lora_edge.prompt`, with tags such as `<lora:ink:0.8>`; one, or one per image.
+            negative_prompt: without tags; one, or one per image.
+            seed: of the first image, the next ones have the seeds that follow, or one per image; None draws one.
             steps: noise levels to go down.
             guidance: weight of classifier-free guidance; 1 or less is none.
             sampler: a name in `runtime.samplers.SAMPLERS`, or what other programs call it.
             width, height: pixels; None is what the model was made for.
             batch: images.
-            adapters: with multipliers, beside those of the tags.
+            adapters: with multipliers, beside those of the tags; or a list of them for every image.
             lora_dir: where tags look adapters up; None is the folder that the engine was opened with.
             on_step: called with a `Progress` after each step; returning False cancels.
+            clip_skip: which layer of the text encoder is read, counted from the last, 1.
             schedule: settings in place of the bundle's scheduler config, such as `timestep_spacing="trailing"`.
 
         Returns:
-            `batch` RGB images; `image.info["parameters"]` tells how each was made, as AUTOMATIC1111 writes it.
+            One RGB image each; `image.info["parameters"]` tells how it was made, as AUTOMATIC1111 writes it. Images
+            whose adapters cannot share a batch (gains, biases or norms that differ) are made in several, which the
+            log and `Engine.info["runs"]` say.
 
         Raises:
             LoraEdgeError: everything is checked before the first step.
         """
-        painter = self._painter = self._painter or self._make_painter()
+        painter = self._painter
         request = make_request(
             prompt,
             size=painter.size,
@@ -193,43 +217,35 @@ class Engine:
             width=width,
             height=height,
             batch=batch,
+            clip_skip=clip_skip,
             settings=schedule,
         )
-        request = request.with_adapters([*self._resolve(request, lora_dir), *checked_pairs(adapters)])
-        images = painter.paint(request, on_step)
-        told = self._parameters(request)
-        return [label(image, {**told, "seed": seed}) for image, seed in zip(images, request.seeds, strict=True)]
+        pairs = checked_pairs(adapters, request.rows)
+        request = self._resolver.resolve(request, pairs, Path(lora_dir) if lora_dir is not None else None)
+        made: dict[int, Image.Image] = {}
+        batches = request.batches()
+        self._runs = [f"images {', '.join(str(image + 1) for image in images)}" for images, _ in batches]
+        if len(batches) > 1:
+            log.warning("adapters with gains, biases or norms differ: made apart are %s", "; ".join(self._runs))
+        for images, part in batches:
+            made.update(zip(images, painter.paint(part, on_step), strict=True))
+        return [label(made[image], self._parameters(request, image)) for image in range(request.rows)]
 
-    def _resolve(self, request: Request, lora_dir: str | Path | None) -> list[tuple[Adapter, Strength]]:
-        """The adapters that tags name; the whole prompt or nothing."""
-        if not request.calls:
-            return []
-        folder = Path(lora_dir) if lora_dir is not None else self._lora_dir
-        if folder is None:
-            name = request.calls[0].name
-            raise RequestError(f"the prompt names the adapter {name!r}, but no lora_dir says where adapters lie")
-        library = self._libraries.setdefault(folder, Library(folder))
-        return [(self.load_adapter(library.find(call.name)), call.multiplier) for call in request.calls]
-
-    def _make_painter(self) -> Painter:
-        unet, vae = self.bundle.component("unet").config, self.bundle.component("vae_decoder").config
-        tokenizer = Tokenizer.open(self.bundle.folder / "tokenizer")
-        self.bundle.component("text_encoder")
-        scheduler = self.bundle.read_json("scheduler/scheduler_config.json")
-        size = Size.of(unet, vae)
-        return Painter(self._components, self._swap, tokenizer, size, int(unet["in_channels"]), vae, scheduler)
-
-    def _parameters(self, request: Request) -> dict[str, Any]:
-        """What the metadata of every image says of how it was made."""
-        hashes = {adapter.name: short_hash(adapter.path) for adapter, _ in request.adapters if adapter.path is not None}
+    def _parameters(self, request: Request, image: int) -> dict[str, Any]:
+        """What the metadata of an image says of how it was made."""
+        pairs = [share(pair, [image]) for scene in request.story for pair in scene.adapters]
+        acting = {adapter.name: adapter for adapter, strength in pairs if not is_off(strength)}
+        hashes = {name: short_hash(adapter.path) for name, adapter in acting.items() if adapter.path is not None}
         return {
-            "prompt": request.prompt,
-            "negative_prompt": request.negative,
+            "prompt": request.prompts[image].source,
+            "negative_prompt": request.negatives[image].source,
             "steps": request.plan.steps,
             "sampler": request.plan.title,
             "guidance": request.guidance,
+            "seed": request.seeds[image],
             "width": request.width,
             "height": request.height,
             "model": self.bundle.name,
+            "clip_skip": request.clip_skip,
             "lora_hashes": hashes,
         }

@@ -4,19 +4,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from lora_edge.arrays import FloatArray
+from lora_edge.bundle import Bundle
 from lora_edge.errors import Cancelled
 from lora_edge.runtime.components import Components
-from lora_edge.runtime.conditioning import encode
+from lora_edge.runtime.conditioning import TextModel
 from lora_edge.runtime.denoise import Predict, guided
 from lora_edge.runtime.image import to_images
 from lora_edge.runtime.noise import Noise
 from lora_edge.runtime.request import Request, Size
-from lora_edge.runtime.swap import Swap, differs_by_row
-from lora_edge.runtime.tokenizer import Tokenizer
+from lora_edge.runtime.swap import Swap
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,7 @@ class Progress:
     Attributes:
         step: 1 .. steps.
         steps: how many there are.
+        seeds: of the images that took the step; some of the batch where others run apart.
         latents: [rows, channels, height, width] float32.
         denoised: the same, as the step estimated the finished image.
         decode: latents -> images.
@@ -33,6 +33,7 @@ class Progress:
 
     step: int
     steps: int
+    seeds: tuple[int, ...]
     latents: FloatArray
     denoised: FloatArray
     decode: Callable[[FloatArray], list[Image.Image]]
@@ -56,9 +57,9 @@ class Painter:
         scheduler: scheduler_config.json.
     """
 
+    bundle: Bundle
     components: Components
     swap: Swap
-    tokenizer: Tokenizer
     size: Size
     channels: int
     vae: Mapping[str, Any]
@@ -79,12 +80,14 @@ class Painter:
             request.width // self.size.factor,
         )
         latents = request.plan.start(noise.normal(shape))
-        for index, step in enumerate(request.plan.run(self._model(request), latents, noise), 1):
+        clock = _Clock(request.plan.steps)
+        for step in request.plan.run(self._model(request, clock), latents, noise):
             latents = step.latents
             if on_step is not None:
-                progress = Progress(index, request.plan.steps, step.latents, step.denoised, self.decode)
-                if on_step(progress) is False:
-                    raise Cancelled(f"cancelled after step {index} of {request.plan.steps}")
+                done = Progress(clock.step, clock.steps, request.seeds, step.latents, step.denoised, self.decode)
+                if on_step(done) is False:
+                    raise Cancelled(f"cancelled after step {clock.step} of {clock.steps}")
+            clock.step += 1
         return self.decode(latents)
 
     def decode(self, latents: FloatArray) -> list[Image.Image]:
@@ -97,19 +100,33 @@ class Painter:
         pixels = self.components.run("vae_decoder", {"latent_sample": scaled}, {})["sample"]
         return to_images(pixels)
 
-    def _model(self, request: Request) -> Predict:
-        """Latents and timestep -> prediction, with prompt, guidance and adapters inside."""
-        texts = [request.negative, request.text] if request.guided else [request.text]
-        # Images share their texts, unless an adapter of the text encoder acts on each image in its own strength.
-        alike = not any(differs_by_row(strength) for _, strength in request.adapters)
-        copies = 1 if alike else request.rows
-        changes = self.swap.feeds("text_encoder", request.adapters, request.rows, repeat=len(texts))
-        states = encode(self.components, self.tokenizer, [text for text in texts for _ in range(copies)], changes)
-        context = np.repeat(states, request.rows // copies, axis=0)
-        feeds = self.swap.feeds("unet", request.adapters, request.rows, repeat=len(texts))
+    def _model(self, request: Request, clock: "_Clock") -> Predict:
+        """Latents and timestep -> prediction, with prompts, guidance and adapters inside."""
+        text = TextModel(self.bundle, self.components, self.swap, request.words, request.clip_skip)
+        conditions = {scene.until: text.condition(scene, request.guided) for scene in request.story}
 
         def model(sample: FloatArray, timestep: float) -> FloatArray:
-            inputs = {"sample": sample, "timestep": timestep, "encoder_hidden_states": context}
-            return self.components.run("unet", inputs, feeds)["out_sample"]
+            scene = request.scene(clock.step)
+            now = conditions[scene.until]
+            feeds = self.swap.feeds(
+                "unet", scene.adapters, rows=request.rows, owners=now.owners, step=clock.step - 1, steps=clock.steps
+            )
 
-        return guided(model, request.guidance) if request.guided else model
+            def unet(rows: FloatArray, timestep: float) -> FloatArray:
+                inputs = {"sample": rows, "timestep": timestep, "encoder_hidden_states": now.context}
+                return self.components.run("unet", inputs, feeds)["out_sample"]
+
+            if not request.guided:
+                return unet(sample, timestep)
+            prompts = now.owners[request.rows :]
+            return guided(unet, max(request.guidance, 1.0), 0.0, prompts, now.weights)(sample, timestep)
+
+        return model
+
+
+@dataclass
+class _Clock:
+    """Which step is being taken, counted from 1; samplers do not say it to the model."""
+
+    steps: int
+    step: int = 1

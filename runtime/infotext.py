@@ -46,6 +46,7 @@ class Infotext:
         width: int,
         height: int,
         model: str,
+        clip_skip: int = 1,
         lora_hashes: Mapping[str, str] | None = None,
     ) -> "Infotext":
         """What lora-edge knows of an image, under the names and in the order of the web UI.
@@ -53,6 +54,7 @@ class Infotext:
         Args:
             sampler: its title (`samplers.Plan.title`).
             width, height: pixels.
+            clip_skip: which layer of the text encoder was read; 1, the last, is not written.
             lora_hashes: name -> first 12 hex digits of the file's hash.
         """
         settings = {
@@ -63,6 +65,8 @@ class Infotext:
             "Size": f"{width}x{height}",
             "Model": model,
         }
+        if clip_skip != 1:
+            settings["Clip skip"] = str(clip_skip)
         if lora_hashes:
             settings[LORA_HASHES] = ", ".join(f"{name}: {digits}" for name, digits in lora_hashes.items())
         return cls(prompt, negative_prompt, settings)

@@ -3,58 +3,26 @@
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from lora_edge import prompt as prompts
 from lora_edge.adapter import Adapter
-from lora_edge.errors import BundleDamaged, PromptError, RequestError
+from lora_edge.errors import PromptError, RequestError
+from lora_edge.prompt import Prompt
 from lora_edge.runtime import samplers
 from lora_edge.runtime.samplers import Plan
-from lora_edge.runtime.swap import Strength
+from lora_edge.runtime.scene import Scene, alike, share
+from lora_edge.runtime.size import Size
+from lora_edge.runtime.swap import Pair, per_image
+from lora_edge.runtime.words import Words
 
 MAX_BATCH = 64
 MAX_PIXELS = 4096 * 4096
 
+Adapters: TypeAlias = Sequence[Pair] | Sequence[Sequence[Pair]]
+"""Adapters with multipliers, for all images or image by image."""
 
-@dataclass(frozen=True)
-class Size:
-    """What sizes a bundle can make.
-
-    Attributes:
-        factor: pixels per latent.
-        multiple: width and height in pixels are multiples of it.
-        usual: pixels a side that the model was made for.
-    """
-
-    factor: int
-    multiple: int
-    usual: int
-
-    @classmethod
-    def of(cls, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> "Size":
-        """From the configs of UNet and VAE: each of their levels but the first halves the picture.
-
-        Raises:
-            BundleDamaged: the configs do not say.
-        """
-        try:
-            factor = 2 ** (len(vae["block_out_channels"]) - 1)
-            halvings = 2 ** (len(unet["block_out_channels"]) - 1)
-            return cls(factor, factor * halvings, factor * int(unet.get("sample_size") or 64))
-        except (KeyError, TypeError, ValueError) as error:
-            raise BundleDamaged(f"the configs of UNet and VAE do not say their sizes ({error!r})") from error
-
-    def check(self, word: str, pixels: int | None) -> int:
-        """A width or height in pixels; None is the usual one.
-
-        Raises:
-            RequestError: not a positive multiple.
-        """
-        pixels = self.usual if pixels is None else pixels
-        if pixels < self.multiple or pixels % self.multiple:
-            near = max(1, round(pixels / self.multiple)) * self.multiple
-            raise RequestError(f"{word} {pixels} is not a positive multiple of {self.multiple}; try {near}")
-        return pixels
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -62,73 +30,81 @@ class Request:
     """A request that can be met.
 
     Attributes:
-        prompt: as written, tags and all.
-        text: the prompt without tags.
-        negative: the negative prompt.
-        calls: adapters that the tags name.
+        prompts, negatives: one per image.
         seeds: one per image.
         guidance: weight of classifier-free guidance; at most 1 means none.
         plan: sampler and noise levels.
         width, height: pixels.
-        adapters: resolved ones with multipliers, those of the tags included.
+        clip_skip: which layer of the text encoder is read, counted from the last, 1.
+        story: what holds from step to step, adapters included; empty until they are resolved.
+        words: what the text encoder can read; None until then.
     """
 
-    prompt: str
-    text: str
-    negative: str
-    calls: tuple[prompts.AdapterCall, ...]
+    prompts: tuple[Prompt, ...]
+    negatives: tuple[Prompt, ...]
     seeds: tuple[int, ...]
     guidance: float
     plan: Plan
     width: int
     height: int
-    adapters: tuple[tuple[Adapter, Strength], ...] = ()
-
-    def with_adapters(self, adapters: Sequence[tuple[Adapter, Strength]]) -> "Request":
-        """The same request with its adapters resolved."""
-        return replace(self, adapters=tuple(adapters))
+    clip_skip: int
+    story: tuple[Scene, ...] = ()
+    words: Words | None = None
 
     @property
     def rows(self) -> int:
+        """Images."""
         return len(self.seeds)
 
     @property
     def guided(self) -> bool:
-        """Whether the negative prompt has a say."""
-        return self.guidance > 1
+        """Whether the negative prompt has a say: by guidance, or because a prompt has weighted parts."""
+        composed = any(len(parts) > 1 or parts[0].weight != 1 for scene in self.story for parts in scene.parts)
+        return self.guidance > 1 or composed
+
+    def scene(self, step: int) -> Scene:
+        """What holds at a step, counted from 1."""
+        return next(scene for scene in self.story if scene.until >= step)
+
+    def batches(self) -> list[tuple[list[int], "Request"]]:
+        """The request in as few batches as can be, each with the indices of its images."""
+        groups = alike(self.story, self.rows)
+        return [(group, self if len(group) == self.rows else self._only(group)) for group in groups]
+
+    def _only(self, images: Sequence[int]) -> "Request":
+        def of(items: tuple[Item, ...]) -> tuple[Item, ...]:
+            return tuple(items[image] for image in images)
+
+        story = tuple(
+            Scene(scene.until, of(scene.negatives), of(scene.parts), tuple(share(p, images) for p in scene.adapters))
+            for scene in self.story
+        )
+        return replace(self, prompts=of(self.prompts), negatives=of(self.negatives), seeds=of(self.seeds), story=story)
 
 
 def make_request(
-    prompt: str,
+    prompt: str | Sequence[str],
     *,
     size: Size,
     scheduler: Mapping[str, Any],
-    negative_prompt: str,
-    seed: int | None,
+    negative_prompt: str | Sequence[str],
+    seed: int | Sequence[int] | None,
     steps: int,
     guidance: float,
     sampler: str,
     width: int | None,
     height: int | None,
     batch: int,
+    clip_skip: int,
     settings: Mapping[str, Any],
 ) -> Request:
-    """Check every setting that needs no adapter. Images after the first have the seeds that follow.
+    """Check every setting that needs no adapter. What is given once holds for every image; seeds count up.
 
     Raises:
-        PromptError: a malformed tag, or a tag in the negative prompt.
+        PromptError: a malformed prompt, or a tag in a negative prompt.
         RequestError: a setting that cannot be met.
     """
-    parsed, negative = prompts.parse(prompt), prompts.parse(negative_prompt)
-    if negative.calls:
-        call = negative.calls[0]
-        raise PromptError(
-            f"the adapter {call.name!r} is in the negative prompt; give it a negative multiplier in the prompt instead",
-            negative_prompt,
-            call.at,
-        )
-    if not 1 <= batch <= MAX_BATCH:
-        raise RequestError(f"batch is {batch}; it must be from 1 to {MAX_BATCH}")
+    batch = _batch(batch, prompt=prompt, negative_prompt=negative_prompt, seed=seed)
     if not abs(guidance) < float("inf"):
         raise RequestError(f"guidance is {guidance}; it must be a finite number, 1 or less for none")
     width, height = size.check("width", width), size.check("height", height)
@@ -136,25 +112,71 @@ def make_request(
         raise RequestError(f"{width} x {height} pixels are more than the {MAX_PIXELS} that one image may have")
     first = secrets.randbelow(2**32) if seed is None else seed
     return Request(
-        prompt=prompt,
-        text=parsed.text,
-        negative=negative_prompt,
-        calls=parsed.calls,
-        seeds=tuple(first + row for row in range(batch)),
+        prompts=tuple(prompts.parse(text) for text in _each(prompt, batch)),
+        negatives=tuple(_negative(text) for text in _each(negative_prompt, batch)),
+        seeds=tuple(first + row for row in range(batch)) if isinstance(first, int) else tuple(first),
         guidance=float(guidance),
         plan=samplers.plan(sampler, scheduler, steps, **settings),
         width=width,
         height=height,
+        clip_skip=clip_skip,
     )
 
 
-def checked_pairs(adapters: Sequence[tuple[Adapter, Strength]]) -> list[tuple[Adapter, Strength]]:
-    """What a caller gave as `adapters`.
+def checked_pairs(adapters: Adapters, images: int | None = None) -> list[Pair]:
+    """What a caller gave as `adapters`; pairs given image by image become pairs with one multiplier per image.
+
+    Args:
+        images: how many there are; None where lists per image make no sense.
 
     Raises:
-        RequestError: something else than (adapter, multiplier) pairs.
+        RequestError: something else than (adapter, multiplier) pairs, or lists that are not one per image.
     """
-    for item in adapters:
-        if not (isinstance(item, Sequence) and len(item) == 2 and isinstance(item[0], Adapter)):
-            raise RequestError("adapters is a list of (adapter, multiplier), the adapters from engine.load_adapter")
-    return [(adapter, strength) for adapter, strength in adapters]
+    if all(map(_is_pair, adapters)):
+        return [(adapter, strength) for adapter, strength in adapters]
+    if images is None or not all(isinstance(own, Sequence) and all(map(_is_pair, own)) for own in adapters):
+        raise RequestError("adapters is a list of (adapter, multiplier), the adapters from engine.load_adapter")
+    if len(adapters) != images:
+        raise RequestError(f"adapters has lists for {len(adapters)} images; there are {images}")
+    made: list[Pair] = []
+    for image, own in enumerate(adapters):
+        for adapter, strength in own:
+            if per_image(strength) is not None:
+                raise RequestError("an adapter that is given for one image takes one multiplier")
+            made.append((adapter, [strength if row == image else 0.0 for row in range(images)]))
+    return made
+
+
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, Sequence) and len(item) == 2 and isinstance(item[0], Adapter)
+
+
+def _batch(batch: int, **given: Any) -> int:
+    """How many images there are."""
+    lists = {word: value for word, value in given.items() if not isinstance(value, str | int | None)}
+    counts = {word: len(value) for word, value in lists.items()}
+    if batch != 1:
+        counts["batch"] = batch
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{word} {count}" for word, count in counts.items())
+        raise RequestError(f"the settings are for different numbers of images: {told}")
+    batch = next(iter(counts.values()), batch)
+    if not 1 <= batch <= MAX_BATCH:
+        raise RequestError(f"batch is {batch}; it must be from 1 to {MAX_BATCH}")
+    return batch
+
+
+def _each(texts: str | Sequence[str], batch: int) -> Sequence[str]:
+    return [texts] * batch if isinstance(texts, str) else texts
+
+
+def _negative(text: str) -> Prompt:
+    parsed = prompts.parse(text, composition=False)
+    if parsed.calls:
+        call = parsed.calls[0]
+        raise PromptError(
+            f"the adapter {call.name!r} is in the negative prompt; give it a negative multiplier in the prompt instead",
+            text,
+            call.at,
+        )
+    return parsed

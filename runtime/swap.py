@@ -3,21 +3,25 @@
 A swap opens no session, reads no file and writes no weight; it chooses which arrays the next run is fed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
 from lora_edge.adapter import Adapter
-from lora_edge.arrays import Array, FloatArray
-from lora_edge.bundle import Component
+from lora_edge.arrays import Array, FloatArray, IntArray
+from lora_edge.bundle import Bundle
 from lora_edge.errors import RequestError
-from lora_edge.forms import ComponentForms
 from lora_edge.mix import Mix
 from lora_edge.multiplier import Multiplier
 from lora_edge.runtime.shelf import Shelf
+from lora_edge.slots import SlotTable
 
-Strength = float | Multiplier | Sequence[float]
-"""A multiplier: one number, one per kind of component, or one per row of the batch."""
+Strength: TypeAlias = float | Multiplier | Sequence[float | Multiplier]
+"""A multiplier: one for all, or one per image of the batch; each a number, or a `Multiplier`."""
+
+Pair: TypeAlias = tuple[Adapter, Strength]
 
 MIXES = 256 << 20  # bytes that kept mixes hold on to; the arrays of a single adapter are its own
 
@@ -25,77 +29,117 @@ MIXES = 256 << 20  # bytes that kept mixes hold on to; the arrays of a single ad
 class Swap:
     """The adapter inputs of every component of a bundle.
 
-    Args:
-        components: by name.
+    Attributes:
+        copied: component -> bytes that its last change moved; a resident style, a mix that was used before, and every
+            multiplier move only `lora.scales` and what has no lanes.
     """
 
-    def __init__(self, components: Mapping[str, Component]) -> None:
-        self._components = components
+    def __init__(self, bundle: Bundle) -> None:
+        self.copied: dict[str, int] = {}
+        self._bundle = bundle
         self._norms: dict[str, dict[str, FloatArray]] = {}
         self._mixes: Shelf[tuple[Mix, tuple[Adapter, ...]]] = Shelf(MIXES, lambda held: held[0].nbytes)
 
     def feeds(
         self,
         component: str,
-        adapters: Sequence[tuple[Adapter, Strength]],
+        adapters: Sequence[Pair],
+        *,
         rows: int | None = None,
-        repeat: int = 1,
+        owners: IntArray | None = None,
+        step: int = 0,
+        steps: int = 1,
     ) -> dict[str, Array]:
         """What to feed beside the plain inputs; nothing where no adapter acts.
 
         Args:
             component: `unet`, `text_encoder`, …
             adapters: with multipliers; the same adapter twice acts as the sum.
-            rows: of the batch, where the caller knows: so many multipliers may an adapter have, or one.
-            repeat: how often the rows of multipliers per row stand in the batch (2 for guidance in one call).
+            rows: images, where the caller knows: so many multipliers may an adapter have, or one.
+            owners: [batch rows] int64, the image that each row of the batch belongs to; None where rows are images.
+            step, steps: which of how many, counted from 0, for multipliers that move.
 
         Raises:
             RequestError: a multiplier that is not finite, or rows that differ in number or where they cannot.
         """
-        acting = self._acting(component, adapters, rows)
+        acting = self._acting(component, adapters, rows, step, steps)
         if not acting:
+            self.copied[component] = 0
             return {}
         chosen = tuple(adapter for adapter, _ in acting)
-        mix, _ = self._mixes.take((component, *map(id, chosen)), lambda: (self._mix(component, chosen), chosen))
-        columns = np.broadcast_arrays(*(numbers for _, numbers in acting))
-        return mix.feeds(np.tile(np.stack(columns, axis=1), (repeat if len(columns[0]) > 1 else 1, 1)))
+        laid_out = 0
+
+        def lay_out() -> tuple[Mix, tuple[Adapter, ...]]:
+            nonlocal laid_out
+            mix = self._mix(component, chosen)
+            laid_out = mix.copied
+            return mix, chosen
+
+        mix, _ = self._mixes.take((component, *map(id, chosen)), lay_out)
+        strengths = np.stack(np.broadcast_arrays(*(numbers for _, numbers in acting)), axis=1)
+        if owners is not None and len(strengths) > 1:
+            strengths = strengths[owners]
+        moving = mix.moving(strengths)
+        self.copied[component] = laid_out + sum(array.nbytes for array in moving.values())
+        return mix.resting | moving
 
     def _acting(
-        self, component: str, adapters: Sequence[tuple[Adapter, Strength]], rows: int | None
+        self, component: str, adapters: Sequence[Pair], rows: int | None, step: int, steps: int
     ) -> list[tuple[Adapter, FloatArray]]:
-        """Adapters that change the component, with [rows or 1] multipliers of which one at least is not 0."""
-        sums: dict[int, tuple[Adapter, FloatArray]] = {}
+        """Adapters that change the component, with [rows or 1, places or 1] strengths.
+
+        One that is off stays out, unless it only pauses: then the layout waits for it.
+        """
+        table = self._bundle.component(component).table
+        sums: dict[int, tuple[Adapter, FloatArray, bool]] = {}
         for adapter, strength in adapters:
             if component in adapter.components:
-                numbers = _numbers(strength, component)
-                known = sums.get(id(adapter))
-                sums[id(adapter)] = (adapter, numbers if known is None else known[1] + numbers)
-        acting = [(adapter, numbers) for adapter, numbers in sums.values() if numbers.any()]
+                numbers = _numbers(strength, table, step, steps)
+                _, known, moves = sums.get(id(adapter), (adapter, np.zeros((1, 1), np.float32), False))
+                if 1 < len(known) != len(numbers) > 1:
+                    _refuse_rows({len(known), len(numbers)}, rows)
+                sums[id(adapter)] = (adapter, known + numbers, moves or _moves(strength, component))
+        acting = [(adapter, numbers) for adapter, numbers, moves in sums.values() if moves or numbers.any()]
         counts = {len(numbers) for _, numbers in acting} - {1}
         if len(counts) > 1 or (rows is not None and counts - {rows}):
-            found = " and ".join(map(str, sorted(counts)))
-            raise RequestError(
-                f"adapters have {found} multipliers for {rows or 'the same'} rows: give one, or one each"
-            )
+            _refuse_rows(counts, rows)
         return acting
 
     def _mix(self, component: str, adapters: Sequence[Adapter]) -> Mix:
-        parts: list[ComponentForms] = [adapter.components[component] for adapter in adapters]
-        table = self._components[component].table
+        parts = [adapter.components[component] for adapter in adapters]
         if any(part.norms for part in parts) and component not in self._norms:
-            self._norms[component] = self._components[component].norms()
-        return Mix(table, parts, self._norms.get(component))
+            self._norms[component] = self._bundle.component(component).norms()
+        table = self._bundle.component(component).table
+        return Mix(table, parts, self._norms.get(component), partial(self._bundle.weight, component))
 
 
-def differs_by_row(strength: Strength) -> bool:
-    """Whether a multiplier is given row by row."""
-    return not isinstance(strength, int | float | Multiplier)
+def per_image(strength: Strength) -> Sequence[float | Multiplier] | None:
+    """The multipliers image by image, None where one is for all."""
+    return strength if isinstance(strength, Sequence | np.ndarray) and not isinstance(strength, str) else None
 
 
-def _numbers(strength: Strength, component: str) -> FloatArray:
-    if isinstance(strength, int | float | Multiplier):
-        return np.array([Multiplier.of(strength).for_component(component)], dtype=np.float32)
-    numbers = np.atleast_1d(np.asarray(strength, dtype=np.float32))
-    if numbers.ndim != 1 or not len(numbers) or not np.isfinite(numbers).all():
-        raise RequestError(f"multipliers {strength!r} are not one finite number per row")
-    return numbers
+def _moves(strength: Strength, component: str) -> bool:
+    each = per_image(strength)
+    numbers = [strength] if each is None else each
+    return component == "unet" and any(isinstance(one, Multiplier) and one.moves for one in numbers)
+
+
+def _refuse_rows(counts: set[int], rows: int | None) -> None:
+    found = " and ".join(map(str, sorted(counts)))
+    raise RequestError(f"adapters have {found} multipliers for {rows or 'the same'} rows: give one, or one each")
+
+
+def _numbers(strength: Strength, table: SlotTable, step: int, steps: int) -> FloatArray:
+    """[rows or 1, places or 1] float32."""
+    each = per_image(strength)
+    try:
+        made = [_places(Multiplier.of(one), table, step, steps) for one in ([strength] if each is None else each)]
+        return np.stack(np.broadcast_arrays(*made))
+    except (TypeError, ValueError):  # no numbers, or none at all
+        raise RequestError(f"multipliers {strength!r} are not one finite number per row") from None
+
+
+def _places(multiplier: Multiplier, table: SlotTable, step: int, steps: int) -> FloatArray:
+    """[places or 1] float32: multiplier x block weight."""
+    number = np.array([multiplier.number(table.component, step, steps)], dtype=np.float32)
+    return number if multiplier.blocks is None else number * multiplier.blocks.ratios(table)

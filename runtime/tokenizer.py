@@ -26,19 +26,6 @@ _DEFAULTS = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token"
 
 
 @dataclass(frozen=True)
-class Padded:
-    """What a text encoder takes.
-
-    Attributes:
-        ids: [1, max_length] int64: start, the text, end, padding.
-        dropped: the end of the text, which found no room; empty if all of it did.
-    """
-
-    ids: IntArray
-    dropped: str
-
-
-@dataclass(frozen=True)
 class Tokenizer:
     """Text to ids and to what a text encoder takes.
 
@@ -88,17 +75,11 @@ class Tokenizer:
         Raises:
             RequestError: the text is not valid Unicode.
         """
-        return self._encode(text)[0]
-
-    def padded(self, text: str) -> Padded:
-        """A text as Stable Diffusion gives it to the text encoder: framed, padded, cut to length.
-
-        Raises:
-            RequestError: the text is not valid Unicode.
-        """
-        ids, begins = self._encode(text)
-        room = self.max_length - 2
-        return Padded(self.framed(ids[:room]), text[begins[room] :].strip() if len(ids) > room else "")
+        try:
+            ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        except (TypeError, UnicodeEncodeError) as error:
+            raise RequestError("the prompt is not valid Unicode: it has half of a surrogate pair") from error
+        return ids
 
     def framed(self, ids: Sequence[int]) -> IntArray:
         """Ids between start and end, padded: [1, max_length] int64.
@@ -111,14 +92,6 @@ class Tokenizer:
         framed = np.full((1, self.max_length), self.pad, np.int64)
         framed[0, : len(ids) + 2] = [self.start, *ids, self.end]
         return framed
-
-    def _encode(self, text: str) -> tuple[list[int], list[int]]:
-        """Ids, and where in the text each begins."""
-        try:
-            encoding = self.backend.encode(text, add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError) as error:
-            raise RequestError("the prompt is not valid Unicode: it has half of a surrogate pair") from error
-        return encoding.ids, [begin for begin, _ in encoding.offsets]
 
 
 def _backend(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], unknown: str) -> Backend:

@@ -49,12 +49,21 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
+def stir_norms(model: torch.nn.Module) -> None:
+    """Norms as training leaves them: a fresh one has weight 1 and bias 0, and its outputs the mean 0."""
+    noise = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm | torch.nn.GroupNorm):
+            module.weight.data = 1 + 0.2 * torch.randn(module.weight.shape, generator=noise)
+            module.bias.data = 0.1 + 0.2 * torch.randn(module.bias.shape, generator=noise)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder of the SD1 architecture, 0.8 M parameters, 64 x 64 pixels, random weights."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
     torch.manual_seed(0)
-    UNet2DConditionModel(
+    unet = UNet2DConditionModel(
         sample_size=16,
         block_out_channels=(32, 64),
         layers_per_block=1,
@@ -63,8 +72,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cross_attention_dim=WIDTH,
         attention_head_dim=4,
         norm_num_groups=8,
-    ).save_pretrained(folder / "unet")
-    CLIPTextModel(
+    )
+    text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=514,
             hidden_size=WIDTH,
@@ -75,7 +84,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             eos_token_id=513,
             pad_token_id=513,
         )
-    ).save_pretrained(folder / "text_encoder")
+    )
+    stir_norms(unet)
+    stir_norms(text_encoder)
+    unet.save_pretrained(folder / "unet")
+    text_encoder.save_pretrained(folder / "text_encoder")
     AutoencoderKL(
         block_out_channels=(16, 32, 32),
         layers_per_block=1,

@@ -89,3 +89,41 @@ def test_the_definition_against_torch(slot: Slot) -> None:
         base = functional.conv2d(x * gain_in[:, None, None], weight, padding=1) * gain_out[:, None, None]
         expected, got = base + branch, functional.conv2d(x, changed, padding=1)
     assert (got - expected).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("slot", [LINEAR, CONV, Slot("a", 2, 9)], ids=["linear", "conv", "wide"])
+def test_gains_of_both_axes_on_one_slot_add_up_too(slot: Slot) -> None:
+    """The graph would multiply them: (1 + a)(1 + b) is not 1 + a + b."""
+    table = SlotTable("unet", (slot,))
+    weight = normal(*slot.weight_shape)
+    over_in, over_out = normal(slot.in_features), normal(slot.out_features)
+    parts = [ComponentForms({slot.name: (Gain("in", over_in),)}), ComponentForms({slot.name: (Gain("out", over_out),)})]
+    mix = Mix(table, parts, weight=lambda name: weight)
+    feeds = mix.feeds(np.array([[0.7, -0.5]], np.float32))
+    inputs = {leaf: feeds[slot.port(leaf)] for leaf in ("down", "up", "gain_out")}
+    spread = (1,) * (weight.ndim - 2)
+    change = 0.7 * (over_in - 1).reshape(1, -1, *spread) - 0.5 * (over_out - 1).reshape(-1, 1, *spread)
+    made = reference.effective_weight(slot, weight, inputs, feeds["lora.scales"][0])
+    np.testing.assert_allclose(made, weight * (1 + change), atol=1e-5)
+    assert feeds["lora.ranks"].tolist() == [min(slot.patch, slot.out_features)]
+    with pytest.raises(RequestError, match="takes the base's weights"):
+        Mix(table, parts)
+
+
+def test_strengths_may_differ_by_place() -> None:
+    """Places are the slots in order and then the norms: what block weights act on."""
+    part = ComponentForms(
+        {"a": (low_rank(LINEAR, 2), Bias(np.ones(5, np.float32))), "b": (low_rank(CONV, 1),)},
+        {"n": NormDelta(None, np.ones(4, np.float32))},
+    )
+    norms = {"n.weight": np.ones(4, np.float32), "n.bias": np.zeros(4, np.float32)}
+    feeds = Mix(TABLE, [part], norms).feeds(np.array([[[0.5, 2.0, 3.0]]], np.float32))
+    assert feeds["lora.scales"].tolist() == [[0.5, 0.5, 2.0]]
+    assert feeds["lora.a.bias"] == pytest.approx(0.5) and feeds["n.bias"] == pytest.approx(3)
+
+
+def test_only_what_has_no_lanes_must_be_alike_in_all_rows() -> None:
+    bias, lanes = ComponentForms({"a": (Bias(np.ones(5, np.float32)),)}), ComponentForms({"a": (low_rank(LINEAR, 1),)})
+    feeds = Mix(TABLE, [bias, lanes]).feeds(np.array([[1.0, 0.0], [1.0, 2.0]], np.float32))
+    assert feeds["lora.scales"].tolist() == [[0.0], [2.0]]
+    assert bias.uniform and not lanes.uniform
