@@ -83,3 +83,8 @@ class ComponentForms:
     def nbytes(self) -> int:
         forms = [form for forms in self.slots.values() for form in forms]
         return sum(form.nbytes for form in forms) + sum(norm.nbytes for norm in self.norms.values())
+
+    @property
+    def uniform(self) -> bool:
+        """Whether anything in it acts on a whole batch alike: all but lanes does."""
+        return bool(self.norms) or any(not isinstance(form, LowRank) for forms in self.slots.values() for form in forms)
