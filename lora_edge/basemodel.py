@@ -48,8 +48,7 @@ class Base:
     conflict: str = ""
 
     def __str__(self) -> str:
-        own = f"a base of its own (cross-attention width {self.width})" if self.width else ""
-        return " or ".join(self.families) or own
+        return " or ".join(self.families) or (_custom(self.width) if self.width else "")
 
 
 Sizes = Mapping[str, int]
@@ -112,13 +111,12 @@ def guess(file: Tensors) -> Base:
         narrowed = tuple(family for family in families if family in meant)
         if narrowed and any(map(pattern.search, shown)):
             families = narrowed
-    seen = Base(families, width)
-    if not claimed:
-        return seen
-    if not str(seen):
+    if not claimed or not (families or width is None):
+        return Base(families, width)
+    if not families:
         return Base((claimed,))
-    conflict = f"its metadata says {claimed} ({key} {file.metadata[key][:40]!r}), its tensors {seen}; the tensors count"
-    return Base(families, width, conflict)
+    seen, said = " or ".join(families), f"{key} {file.metadata[key][:40]!r}"
+    return Base(families, width, f"its metadata says {claimed} ({said}), its tensors {seen}; the tensors count")
 
 
 def mismatch_hint(file: Tensors, bundle: Iterable[SlotTable]) -> str:
@@ -133,8 +131,11 @@ def _bundle(bundle: Iterable[SlotTable]) -> tuple[str, int | None]:
     """Family and cross-attention width of a bundle."""
     key = "cross_attention_dim"
     width = next((table.facts[key] for table in bundle if key in table.facts), None)
-    own = f"custom (cross-attention width {width})" if width else "custom"
-    return next(iter(_reading(width)), own), width
+    return next(iter(_reading(width)), _custom(width) if width else "custom"), width
+
+
+def _custom(width: int) -> str:
+    return f"custom (cross-attention width {width})"
 
 
 def _reading(width: int | None) -> tuple[str, ...]:
