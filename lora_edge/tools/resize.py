@@ -81,7 +81,7 @@ def _tables(file: AdapterFile, factored: set[str]) -> list[SlotTable]:
         if module in factored:
             down, up = (shapes.get(leaf, ()) for leaf in ("down", "up"))
             if len(down) < 2 or len(up) < 2:
-                raise AdapterMismatch(f"{file.path}: {module!r} has no down and up, {list(down)} and {list(up)}")
+                raise AdapterMismatch(f"{file.path}: {module!r} has no pair of down {list(down)} and up {list(up)}")
             slots.append(Slot(module, down[1], up[0], _kernel(shapes)))
         else:
             ((_, shape),) = list(shapes.items())[:1]
