@@ -159,7 +159,7 @@ def _sizes(file: Tensors) -> dict[str, dict[str, int]]:
 def _foreign(modules: Mapping[str, Sizes]) -> tuple[str, ...]:
     for mark, widths, family in FOREIGN:
         if marked := [sizes for name, sizes in modules.items() if mark.search(name)]:
-            return (next((widths[sizes["in"]] for sizes in marked if sizes.get("in") in widths), family),)
+            return (next((widths[size] for sizes in marked for size in sizes.values() if size in widths), family),)
     return ()
 
 
