@@ -20,14 +20,20 @@ class Reader:
 
     Attributes:
         claims: whether a file or folder is of this form, by looking at its first bytes; no two forms agree on one.
-        read: (path, bundle, component, strict) -> the adapter.
+        read: (path, bundle, component, strict, max_bytes) -> the adapter.
     """
 
     claims: Callable[[Path], bool]
-    read: Callable[[Path, Bundle, str | None, bool], Adapter]
+    read: Callable[[Path, Bundle, str | None, bool, int | None], Adapter]
 
 
-def open_adapter(path: str | Path, bundle: Bundle, component: str | None = None, strict: bool = True) -> Adapter:
+def open_adapter(
+    path: str | Path,
+    bundle: Bundle,
+    component: str | None = None,
+    strict: bool = True,
+    max_bytes: int | None = None,
+) -> Adapter:
     """Read an adapter of whatever form for a bundle.
 
     Args:
@@ -35,6 +41,7 @@ def open_adapter(path: str | Path, bundle: Bundle, component: str | None = None,
         bundle: what it is to be used with.
         component: the only component to change; needed where the names in the file fit several.
         strict: refuse a file of which any tensor would go unused; otherwise see `Adapter.report`.
+        max_bytes: the most that the adapter may take in memory; None for no limit.
 
     Raises:
         AdapterError: missing, damaged, not finite, or made for another base or bundle.
@@ -42,7 +49,7 @@ def open_adapter(path: str | Path, bundle: Bundle, component: str | None = None,
     """
     path = Path(path)
     reader = next((reader for reader in READERS if reader.claims(path)), PLAIN)
-    return reader.read(path, bundle, component, strict)
+    return reader.read(path, bundle, component, strict, max_bytes)
 
 
 def _is_pack_file(path: Path) -> bool:
@@ -52,8 +59,8 @@ def _is_pack_file(path: Path) -> bool:
         return False  # what is wrong with it is for its own reader to say
 
 
-def _plain(path: Path, bundle: Bundle, component: str | None, strict: bool) -> Adapter:
-    return read_adapter(path).fit(bundle.tables, component, strict, bundle)
+def _plain(path: Path, bundle: Bundle, component: str | None, strict: bool, max_bytes: int | None) -> Adapter:
+    return read_adapter(path).fit(bundle.tables, component, strict, bundle, max_bytes)
 
 
 PLAIN = Reader(lambda path: True, _plain)

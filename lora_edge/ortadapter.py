@@ -16,7 +16,7 @@ from lora_edge.bundle import READABLE_ABIS, Bundle
 from lora_edge.errors import AdapterMismatch, AdapterValueError, PackMismatch
 from lora_edge.ortfile import OrtFile
 from lora_edge.pack import AGAIN, chosen_parts
-from lora_edge.ports import Ports, feeds_of, forms_of, inputs, runs_of, short
+from lora_edge.ports import Ports, feeds_of, forms_of, inputs, refuse_beyond, runs_of, short
 from lora_edge.slots import RANKS, SCALES, SlotTable
 
 SUFFIX = ".onnx_adapter"
@@ -45,7 +45,13 @@ def parameters(adapter: Adapter, bundle: Bundle) -> dict[str, dict[str, Array]]:
     return made
 
 
-def read_onnx_adapter(path: str | Path, bundle: Bundle, component: str | None = None, strict: bool = True) -> Adapter:
+def read_onnx_adapter(
+    path: str | Path,
+    bundle: Bundle,
+    component: str | None = None,
+    strict: bool = True,
+    max_bytes: int | None = None,
+) -> Adapter:
     """Read a `.onnx_adapter` for the bundle that it was written for; it is called as its file without the component.
 
     Args:
@@ -53,12 +59,14 @@ def read_onnx_adapter(path: str | Path, bundle: Bundle, component: str | None = 
         bundle: must be the one that its model_version is of.
         component: what it changes, needed where several have its layers; None finds out.
         strict: has no effect, as a file changes one component.
+        max_bytes: the most that it may take in memory; None for no limit.
 
     Raises:
         PackMismatch: written for another bundle or graph contract.
         AdapterFileDamaged: not a readable file.
         AdapterMismatch: a parameter that no component has an input for, or of another shape or type.
         AdapterValueError: numbers that are not finite.
+        AdapterTooLarge: more than max_bytes, refused before any tensor is read.
         ComponentMissing: the bundle has no such component.
     """
     file = OrtFile(path)
@@ -77,7 +85,9 @@ def read_onnx_adapter(path: str | Path, bundle: Bundle, component: str | None = 
         chosen, *others = chosen_parts(found, bundle, component, strict=False)
         if others:
             raise AdapterMismatch(f"may be for {' or '.join((chosen, *others))}; say which with component=")
-        forms = forms_of(bundle, chosen, _ports(file, bundle.component(chosen).table))
+        ports = _ports(file, bundle.component(chosen).table)
+        refuse_beyond(max_bytes, [ports], path)
+        forms = forms_of(bundle, chosen, ports)
     except AdapterMismatch as error:
         raise AdapterMismatch(f"{path} {error}") from None
     name = Path(path).name.removesuffix(SUFFIX).removesuffix(f".{chosen}")

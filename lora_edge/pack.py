@@ -25,7 +25,7 @@ from lora_edge.errors import (
     UnknownKind,
 )
 from lora_edge.packhead import FORMAT, KEY, READABLE_FORMATS, Head, Part, Source
-from lora_edge.ports import Ports, forms_of, inputs, ports_of, short
+from lora_edge.ports import Ports, forms_of, has_lanes, inputs, ports_of, refuse_beyond, short
 from lora_edge.slots import ABI_VERSION, SlotTable
 from lora_edge.tensorfile import TensorFile
 from lora_edge.tools.write import Tensor, check_file, floats, write_tensors
@@ -86,10 +86,9 @@ def write_pack(adapter: Adapter, bundle: Bundle, path: str | Path, dtype: str = 
         ports = ports_of(bundle, component, forms)
         if not ports.shapes:
             continue
-        lanes = _lane_ports(bundle.component(component).table, ports)
         for port in ports.shapes:
             array = ports.read(port)
-            half = dtype == "fp16" and port in lanes
+            half = dtype == "fp16" and has_lanes(port)
             if half:
                 _check_float16(port, array)
             tensors[marks[component] + port] = floats(array, "F16" if half else "F32", port)
@@ -106,7 +105,13 @@ def write_pack(adapter: Adapter, bundle: Bundle, path: str | Path, dtype: str = 
     return path
 
 
-def read_pack(path: str | Path, bundle: Bundle, component: str | None = None, strict: bool = True) -> Adapter:
+def read_pack(
+    path: str | Path,
+    bundle: Bundle,
+    component: str | None = None,
+    strict: bool = True,
+    max_bytes: int | None = None,
+) -> Adapter:
     """Read a pack for the bundle that it was written for.
 
     Args:
@@ -114,12 +119,14 @@ def read_pack(path: str | Path, bundle: Bundle, component: str | None = None, st
         bundle: must have the pack's fingerprint.
         component: the only component to change; None takes all that the pack changes.
         strict: refuse a pack that changes other components too; otherwise leave those out and report it.
+        max_bytes: the most that it may take in memory; None for no limit.
 
     Raises:
         PackMismatch: written for another bundle, format or graph contract.
         AdapterFileDamaged: not a readable file, or its own description is broken.
         AdapterMismatch: a tensor that the bundle has no input for, or of another shape or type.
         AdapterValueError: numbers that are not finite.
+        AdapterTooLarge: more than max_bytes, refused before any tensor is read.
         UnknownKind: the file is no pack.
         ComponentMissing: the bundle has no such component.
     """
@@ -130,7 +137,9 @@ def read_pack(path: str | Path, bundle: Bundle, component: str | None = None, st
         held = _by_component(file, head, bundle)
         embeddings = _words(file, bundle)
         chosen = chosen_parts(head.parts, bundle, component, strict)
-        parts = {name: forms_of(bundle, name, _ports(file, head.parts[name], held[name])) for name in chosen}
+        ports = {name: _ports(file, head.parts[name], held[name]) for name in chosen}
+        refuse_beyond(max_bytes, ports.values(), path)
+        parts = {name: forms_of(bundle, name, ports[name]) for name in chosen}
     except AdapterMismatch as error:
         raise AdapterMismatch(f"{path} {error}") from None
     unused = {
@@ -155,8 +164,9 @@ def chosen_parts(held: Mapping[str, Any], bundle: Bundle, component: str | None,
         raise ComponentMissing(f"the bundle has no {component!r} that takes adapters; it has {', '.join(takers)}")
     chosen = tuple(name for name in held if component in (None, name))
     if len(chosen) < len(held) and (strict or not chosen):
-        others = " and ".join(name for name in held if name not in chosen)
-        raise AdapterMismatch(f"changes {others}, which are not {component}; load it without component=")
+        raise AdapterMismatch(
+            f"changes {' and '.join(sorted(held))} and not {component} alone; load it without component="
+        )
     return chosen
 
 
@@ -211,9 +221,8 @@ def _ports(file: TensorFile, part: Part, held: Mapping[str, str]) -> Ports:
     def read(port: str) -> FloatArray:
         return _finite(file, held[port])
 
-    halves = {f"lora.{slot}.{leaf}" for slot in part.runs for leaf in ("down", "up")}
     for port, tensor in held.items():
-        _check_dtype(file, tensor, ("F16", "F32") if port in halves else ("F32",))
+        _check_dtype(file, tensor, ("F16", "F32") if has_lanes(port) else ("F32",))
     return Ports({port: file.shape(tensor) for port, tensor in held.items()}, read, part.runs)
 
 
@@ -257,7 +266,3 @@ def _check_float16(port: str, array: FloatArray) -> None:
 def _utf8(text: str) -> str:
     """JSON may have said half a surrogate pair, which no UTF-8 can say again."""
     return text.encode("utf-8", "replace").decode()
-
-
-def _lane_ports(table: SlotTable, ports: Ports) -> set[str]:
-    return {table.by_name[slot].port(leaf) for slot in ports.runs for leaf in ("down", "up")}

@@ -117,23 +117,23 @@ def _runs(slot: Mapping[str, Any]) -> Runs:
 
 def _lanes(value: Any) -> int:
     if type(value) is not int or value < 1:
-        raise ValueError(f"{short(value)} is no number of lanes")
+        raise ValueError(f"no number of lanes is {short(value)}")
     return value
 
 
 def _scale(value: Any) -> float:
     if type(value) not in (int, float) or not abs(value) <= _LARGEST:
-        raise ValueError(f"{short(value)} is no scale")
+        raise ValueError(f"no scale is {short(value)}")
     return float(value)
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{short(value)} is no text")
+        raise TypeError(f"no text is {short(value)}")
     return value
 
 
 def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
-        raise TypeError(f"{short(value)} is no list")
+        raise TypeError(f"no list is {short(value)}")
     return value

@@ -4,7 +4,8 @@ What a file holds that was written for a bundle is the second; what adapters are
 scales of the lanes go as runs, (lanes, scale) in lane order, since a file has one scale per layer nearly always.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -14,6 +15,7 @@ import numpy as np
 
 from lora_edge.arrays import Array, FloatArray, IntArray
 from lora_edge.bundle import Bundle
+from lora_edge.cost import Cost
 from lora_edge.errors import AdapterMismatch, AdapterValueError
 from lora_edge.forms import Bias, ComponentForms, Form, Gain, LowRank, NormDelta
 from lora_edge.mix import Mix
@@ -39,6 +41,12 @@ class Ports:
     shapes: Mapping[str, Shape]
     read: Callable[[str], FloatArray]
     runs: Mapping[str, Runs]
+
+    @property
+    def cost(self) -> Cost:
+        """What they take in memory."""
+        lanes = sum(lanes for runs in self.runs.values() for lanes, _ in runs)
+        return Cost(4 * sum(map(math.prod, self.shapes.values())), lanes)
 
 
 def ports_of(bundle: Bundle, component: str, forms: ComponentForms) -> Ports:
@@ -115,6 +123,23 @@ def check_shapes(table: SlotTable, ports: Ports) -> None:
             raise AdapterMismatch(f"holds {short(port)} of shape {list(shape)} where {wanted} is needed")
     if missing := needs - ports.shapes.keys():
         raise AdapterMismatch(f"lacks {min(missing)}")
+
+
+def has_lanes(port: str) -> bool:
+    """Whether a graph input is a factor, `lora.<slot>.down` or `lora.<slot>.up`."""
+    return port.startswith("lora.") and port.endswith((".down", ".up"))
+
+
+def refuse_beyond(max_bytes: int | None, parts: Iterable[Ports], where: object) -> None:
+    """Refuse what would take more memory than it may, before anything is read.
+
+    Raises:
+        AdapterTooLarge: it does.
+    """
+    costs = [part.cost for part in parts]
+    whole = Cost(sum(cost.nbytes for cost in costs), sum(cost.lanes for cost in costs))
+    if max_bytes is not None:
+        whole.refuse_beyond(max_bytes, where)
 
 
 def inputs(table: SlotTable) -> dict[str, tuple[Shape, ...]]:
