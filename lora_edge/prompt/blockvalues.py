@@ -8,6 +8,8 @@ from lora_edge.multiplier import is_finite
 from lora_edge.prompt.numbers import items, number
 from lora_edge.prompt.parsed import Refuse
 
+MAX_RULES = 100
+
 _RANDOM = {"R": (0.0, 1.0), "U": (-0.5, 1.5)}
 _RELATIVE = re.compile(r"X([+-][0-9.]+)?")
 
@@ -59,12 +61,15 @@ def rules(text: str, at: int, refuse: Refuse) -> tuple[Rule, ...]:
     one counts.
 
     Raises:
-        PromptError: an unknown preset or block, a rule of other than three fields, or a ratio that is no number.
+        PromptError: an unknown preset or block, a rule of other than three fields, a ratio that is no number, or more than `MAX_RULES`.
     """
     preset = RULE_PRESETS.get(text.strip(), text)
     if ":" not in preset:
         raise refuse(f"there is no element rule called {text!r}; known are {', '.join(RULE_PRESETS)}", at)
-    return tuple(_rule(item, place, refuse) for item, place in items(preset, ",", at))
+    found = items(preset, ",", at)
+    if len(found) > MAX_RULES:
+        raise refuse(f"more than {MAX_RULES} element rules", found[MAX_RULES][1])
+    return tuple(_rule(item, place, refuse) for item, place in found)
 
 
 def _rule(text: str, at: int, refuse: Refuse) -> Rule:

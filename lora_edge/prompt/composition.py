@@ -33,23 +33,21 @@ def split(text: str, refuse: Refuse) -> list[Extent]:
     words = list(_AND.finditer(text))
     starts = [0, *(word.end() for word in words)]
     ends = [*(word.start() for word in words), len(text)]
-    parts = [_part(text, start, end, refuse) for start, end in zip(starts, ends, strict=True)]
-    for part in parts:
-        if len(parts) > 1 and part.weight != 1 and part.start == part.end:
-            raise refuse("this part has a weight but no text", part.end)
-    return parts
+    return [_part(text, start, end, bool(words), refuse) for start, end in zip(starts, ends, strict=True)]
 
 
-def _part(text: str, start: int, end: int, refuse: Refuse) -> Extent:
+def _part(text: str, start: int, end: int, composed: bool, refuse: Refuse) -> Extent:
     end = _stripped(text, start, end)
     colon = text.rfind(":", start, end)
     found = _WEIGHT.fullmatch(text, colon + 1, end) if colon >= 0 else None
     if not found:
         return Extent(start, end)
-    weight = float(found[1])
-    if not math.isfinite(weight):
+    part = Extent(start, _stripped(text, start, colon), float(found[1]))
+    if not math.isfinite(part.weight):
         raise refuse("the weight of this part is not a finite number", found.start(1))
-    return Extent(start, _stripped(text, start, colon), weight)
+    if composed and part.start == part.end:
+        raise refuse("this part has a weight but no text", colon)
+    return part
 
 
 def _stripped(text: str, start: int, end: int) -> int:

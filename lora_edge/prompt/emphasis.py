@@ -13,6 +13,7 @@ Where that program stops with a traceback (`(a:1.2.3)`) or overflows, this refus
 
 import math
 import re
+from itertools import groupby
 
 import numpy as np
 
@@ -24,7 +25,9 @@ _TOKEN = re.compile(
     r"(?P<escaped>\\[][()\\]?)|(?P<opens>[([])|(?P<weight>:\s*(?P<number>[+-]?[.\d]+)\s*\))|(?P<closes>[])])|[^][()\\:]+|:"
 )
 _BREAK = re.compile(r"\bBREAK\b")
-_MARK = Span("BREAK", -1.0)
+
+_Piece = tuple[str, float]
+_MARK: _Piece = ("BREAK", -1.0)
 
 
 def chunks(text: str, refuse: Refuse) -> tuple[tuple[Span, ...], ...]:
@@ -34,18 +37,22 @@ def chunks(text: str, refuse: Refuse) -> tuple[tuple[Span, ...], ...]:
         PromptError: a weight that is no finite number, or more than `MAX_DEPTH` brackets open at once.
     """
     groups: list[list[Span]] = [[]]
-    for span in _merged(_spans(text, refuse)):
-        if span == _MARK:
+    for piece in _merged(_weighted(text, refuse)):
+        if piece == _MARK:
             groups.append([])
-        elif span.text:
-            groups[-1].append(span)
+        elif piece[0]:
+            groups[-1].append(Span(*piece))
     if len(groups) > 1 and not groups[-1]:
         del groups[-1]
     return tuple(map(tuple, groups))
 
 
-def _spans(text: str, refuse: Refuse) -> list[Span]:
-    pieces: list[Span] = []
+def _weighted(text: str, refuse: Refuse) -> list[_Piece]:
+    """The pieces between brackets, each with the product of the factors around it.
+
+    They are multiplied in the order in which the brackets close, so that rounding is the same as there.
+    """
+    pieces: list[_Piece] = []
     places: list[int] = []
     opened: dict[str, list[int]] = {"(": [], "[": []}
     ranges: list[tuple[int, int, float]] = []
@@ -56,7 +63,7 @@ def _spans(text: str, refuse: Refuse) -> list[Span]:
     for token in _TOKEN.finditer(text):
         word, at = token[0], token.start()
         if token["escaped"]:
-            pieces.append(Span(word[1:], 1.0))
+            pieces.append((word[1:], 1.0))
         elif token["opens"]:
             if len(opened["("]) + len(opened["["]) == MAX_DEPTH:
                 raise refuse(f"more than {MAX_DEPTH} brackets are open here", at)
@@ -72,21 +79,14 @@ def _spans(text: str, refuse: Refuse) -> list[Span]:
         places += [at] * (len(pieces) - len(places))
     ranges += [(start, len(pieces), _ROUND) for start in opened["("]]
     ranges += [(start, len(pieces), _SQUARE) for start in opened["["]]
-    return _weighted(pieces, ranges, places, refuse)
-
-
-def _weighted(
-    pieces: list[Span], ranges: list[tuple[int, int, float]], places: list[int], refuse: Refuse
-) -> list[Span]:
-    """Pieces with the product of the factors around them, multiplied in the order in which the brackets close."""
-    weights = np.array([piece.weight for piece in pieces], np.float64)
+    weights = np.array([weight for _, weight in pieces], np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         for start, end, factor in ranges:
             weights[start:end] *= factor
     wrong = np.flatnonzero(~np.isfinite(weights))
     if len(wrong):
         raise refuse("the emphasis is not a finite number", places[wrong[0]])
-    return [Span(piece.text, weight) for piece, weight in zip(pieces, weights.tolist(), strict=True)]
+    return [(said, weight) for (said, _), weight in zip(pieces, weights.tolist(), strict=True)]
 
 
 def _number(text: str, at: int, refuse: Refuse) -> float:
@@ -99,21 +99,19 @@ def _number(text: str, at: int, refuse: Refuse) -> float:
     return number
 
 
-def _broken(text: str) -> list[Span]:
+def _broken(text: str) -> list[_Piece]:
     """The text cut at each BREAK, with the blanks around it; a mark in its place."""
+    if "BREAK" not in text:
+        return [(text, 1.0)]
     first, *rest = _BREAK.split(text)
     if not rest:
-        return [Span(first, 1.0)]
+        return [(first, 1.0)]
     texts = [first.rstrip(), *(text.strip() for text in rest[:-1]), rest[-1].lstrip()]
-    return [span for text in texts for span in (_MARK, Span(text, 1.0))][1:]
+    return [piece for text in texts for piece in (_MARK, (text, 1.0))][1:]
 
 
-def _merged(spans: list[Span]) -> list[Span]:
+def _merged(pieces: list[_Piece]) -> list[_Piece]:
     """Neighbours of equal weight as one."""
-    merged: list[tuple[list[str], float]] = []
-    for span in spans:
-        if merged and merged[-1][1] == span.weight:
-            merged[-1][0].append(span.text)
-        else:
-            merged.append(([span.text], span.weight))
-    return [Span("".join(texts), weight) for texts, weight in merged]
+    return [
+        ("".join(text for text, _ in alike), weight) for weight, alike in groupby(pieces, key=lambda piece: piece[1])
+    ]

@@ -16,7 +16,7 @@ Where those programs pass over a mistake, this refuses.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lora_edge.blocks import RULE_PRESETS, BlockWeights
@@ -27,6 +27,9 @@ from lora_edge.prompt.numbers import number, number_or_course, step, steps
 from lora_edge.prompt.parsed import AdapterCall, Refuse
 
 TAG = re.compile(r"<(lora|lyco|loractl|hypernet):([^<>]*)(>?)")
+
+_RULE = rf"lbwe=(?!(?:{'|'.join(RULE_PRESETS)})(?::|\Z))[^=]*(?=:[^:=]*=|\Z)"  # goes on over the colons that it holds
+_ARGUMENT = re.compile(rf":({_RULE}|[^:]*)")
 
 _LAST = 2**31 - 1  # a sampling step that no request reaches
 
@@ -48,34 +51,29 @@ def read(tag: re.Match[str], text: Excerpt) -> AdapterCall:
         raise refuse("hypernetworks are not supported; remove the tag", tag.start())
     if not end:
         raise refuse("the tag is not closed with >", tag.start())
-    name, *parts = inside.split(":")
+    name = inside.split(":", 1)[0]
     if not name.strip():
         raise refuse("the tag names no adapter; write <lora:name:multiplier>", tag.start(2))
-    given = _arguments(parts, tag.start(2) + len(name) + 1, refuse)
+    given = _arguments(_ARGUMENT.finditer(tag.string, tag.start(2) + len(name), tag.end(2)), refuse)
     return AdapterCall(name, _multiplier(given, tag[0], refuse), text.place(tag.start()))
 
 
-def _arguments(parts: list[str], at: int, refuse: Refuse) -> dict[str, tuple[str, int]]:
-    """Name -> (text, where it stands); a rule of `lbwe=` goes on over the colons that it holds."""
+def _arguments(arguments: Iterator[re.Match[str]], refuse: Refuse) -> dict[str, tuple[str, int]]:
+    """Name -> (text, where it stands)."""
     by_place: dict[str, tuple[str, int]] = {}
     by_name: dict[str, tuple[str, int]] = {}
-    while parts:
-        part = parts.pop(0)
-        key, equals, value = part.rpartition("=")
-        key = _ALIASES.get(key, key)
+    for argument in arguments:
+        key, equals, value = argument[1].rpartition("=")
+        key, at = _ALIASES.get(key, key), argument.start(1)
         if not equals:
             if len(by_place) == len(_PLACES):
                 raise refuse(f"the tag has more than {len(_PLACES)} arguments by place: {', '.join(_PLACES)}", at)
-            by_place[_PLACES[len(by_place)]] = part, at
+            by_place[_PLACES[len(by_place)]] = value, at
         elif key not in _KNOWN or key in by_name:
             fault = "given twice" if key in by_name else f"unknown; known are {', '.join(_KNOWN)}"
             raise refuse(f"the argument {key!r} is {fault}", at)
         else:
-            while key == "lbwe" and value not in RULE_PRESETS and parts and "=" not in parts[0]:
-                value += ":" + parts.pop(0)
-            part = f"{part.rpartition('=')[0]}={value}"
-            by_name[key] = value, at + len(part) - len(value)
-        at += len(part) + 1
+            by_name[key] = value, argument.end() - len(value)
     return by_place | by_name
 
 
