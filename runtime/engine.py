@@ -9,15 +9,16 @@ from typing import Any
 from PIL import Image
 
 from lora_edge.adapter import Adapter
-from lora_edge.adapterfile import read_adapter, version
+from lora_edge.adapterfile import version
 from lora_edge.arrays import Array
 from lora_edge.bundle import Bundle, Check
 from lora_edge.library import short_hash
+from lora_edge.opening import open_adapter
 from lora_edge.runtime.backends import Backend, choose
 from lora_edge.runtime.components import Components
 from lora_edge.runtime.generate import OnStep, Painter
 from lora_edge.runtime.image import label
-from lora_edge.runtime.memory import peak_bytes
+from lora_edge.runtime.memory import peak_bytes, physical_bytes
 from lora_edge.runtime.request import Adapters, Request, checked_pairs, make_request
 from lora_edge.runtime.resolve import Resolver
 from lora_edge.runtime.scene import is_off, share
@@ -43,10 +44,12 @@ class Engine:
         lora_dir: Path | None,
         embeddings_dir: Path | None,
         adapter_bytes: int,
+        largest_adapter: int | None,
     ) -> None:
         self.bundle = bundle
         self._backend = backend
         self._components = Components(bundle, backend)
+        self._largest = largest_adapter
         self._swap = Swap(bundle)
         self._shelf: Shelf[Adapter] = Shelf(adapter_bytes, lambda adapter: adapter.nbytes)
         self._resolver = Resolver(bundle, self.load_adapter, lora_dir, embeddings_dir)
@@ -71,6 +74,7 @@ class Engine:
         providers: Sequence[str] | None = None,
         threads: int = 0,
         adapter_bytes: int = ADAPTERS,
+        largest_adapter: int | None = None,
         check: Check = "size",
     ) -> "Engine":
         """Open a bundle.
@@ -83,6 +87,8 @@ class Engine:
             providers: onnxruntime's execution providers by name, best first; None runs on the CPU.
             threads: of one run; 0 takes one per physical core.
             adapter_bytes: adapters kept ready, the least recently used put back first.
+            largest_adapter: bytes that one adapter may take, full-rank kinds being large; None is a quarter of the
+                machine's memory.
             check: "size" compares the sizes of files with the manifest, "full" their hashes too.
 
         Raises:
@@ -93,7 +99,9 @@ class Engine:
         chosen = choose(backend, providers, threads)
         log.info("backend %s (%s): %s", chosen.name, ", ".join(chosen.providers), chosen.why)
         folders = [None if folder is None else Path(folder) for folder in (lora_dir, embeddings_dir)]
-        return cls(opened, chosen, folders[0], folders[1], adapter_bytes)
+        memory = physical_bytes()
+        largest = memory // 4 if largest_adapter is None and memory else largest_adapter
+        return cls(opened, chosen, folders[0], folders[1], adapter_bytes, largest)
 
     @property
     def info(self) -> dict[str, Any]:
@@ -124,16 +132,17 @@ class Engine:
         """Read an adapter, or take it from the shelf if it was read before and has not changed since.
 
         Args:
-            path: a safetensors file, or a folder as PEFT or diffusers saves it.
+            path: a safetensors file, a folder as PEFT or diffusers saves it, or a pack.
             component: the only component to change; needed where the file's names fit several.
             strict: refuse a file of which any tensor would go unused; else see `Adapter.report`.
 
         Raises:
+            AdapterTooLarge: a full-rank kind that would take more than `largest_adapter`.
             AdapterError: missing, damaged, not finite, or made for another base.
         """
         path = Path(path).absolute()
         key = (path, version(path), component, strict)
-        return self._shelf.take(key, lambda: read_adapter(path).fit(self.bundle.tables, component, strict))
+        return self._shelf.take(key, lambda: open_adapter(path, self.bundle, component, strict, self._largest))
 
     def run(self, component: str, inputs: Mapping[str, Any], adapters: Sequence[Pair] = ()) -> dict[str, Array]:
         """Run one component once.

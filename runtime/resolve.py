@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from lora_edge.adapter import Adapter
 from lora_edge.bundle import Bundle
 from lora_edge.embedding import Embedding
+from lora_edge.embeddinglibrary import EmbeddingLibrary
 from lora_edge.errors import RequestError
 from lora_edge.fewsteps import advice
 from lora_edge.library import Library
@@ -38,11 +38,8 @@ class Resolver:
     ) -> None:
         self._bundle, self._load, self._lora_dir = bundle, load, lora_dir
         self._libraries: dict[Path, Library] = {}
-        self._embeddings: Any = None
-        if embeddings_dir is not None:
-            from lora_edge.embeddingfile import EmbeddingLibrary
-
-            self._embeddings = EmbeddingLibrary(embeddings_dir)
+        self._embeddings = EmbeddingLibrary(embeddings_dir) if embeddings_dir is not None else None
+        self._told: set[Path] = set()
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -79,7 +76,14 @@ class Resolver:
 
     def _installed(self) -> Mapping[str, Embedding]:
         """Embeddings of the folder; one of the same name that comes with an adapter gives way."""
-        return self._embeddings.all() if self._embeddings else {}
+        if self._embeddings is None:
+            return {}
+        words = self._embeddings.all()
+        for path, reason in self._embeddings.unreadable:
+            if path not in self._told:
+                log.warning("an embedding is left out: %s", reason)
+                self._told.add(path)
+        return words
 
     def _called(self, names: Sequence[str], folder: Path | None) -> dict[str, Adapter]:
         if not names:
