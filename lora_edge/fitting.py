@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lora_edge.adapter import Adapter, Report
 from lora_edge.baseweights import BaseWeights
 from lora_edge.dialects.peft import WRAPPER
@@ -42,7 +44,9 @@ def fit(
     applied: list[str] = []
     for part in planned.parts:
         try:
-            result = part.kind.form(_update(file, part, base))
+            update = _update(file, part, base)
+            with np.errstate(all="ignore"):  # kinds refuse what is not finite
+                result = part.kind.form(update)
         except AdapterValueError as error:
             raise _named(error, file, part) from None
         except AdapterError as error:

@@ -56,9 +56,8 @@ def modify(update: Update, forms: Forms) -> Forms:
         raise AdapterMismatch("has magnitudes beside gains or biases, which no trainer makes")
     norms = _norms(update.weight("dora"), factors, axis)
     magnitudes = update.tensors[leaf].astype(np.float64).reshape(-1)
-    with np.errstate(over="ignore"):  # what is too large becomes infinite and is refused below
-        gain = np.divide(magnitudes, norms, out=np.ones_like(norms), where=norms > 0).astype(np.float32)
-        scaled: list[Form] = [_scaled(form, gain, axis) for form in factors]
+    gain = np.divide(magnitudes, norms, out=np.ones_like(norms), where=norms > 0).astype(np.float32)
+    scaled: list[Form] = [_scaled(form, gain, axis) for form in factors]
     finite("a DoRA gain", norms, gain)
     finite("a factor", *(part for form in scaled if isinstance(form, LowRank) for part in (form.down, form.up)))
     return (Gain(axis, gain), *scaled)

@@ -14,7 +14,7 @@ Layer = tuple[int, ...]  # shape of a layer's weight: [out, in], [out, in, kh, k
 
 @dataclass(frozen=True)
 class Size:
-    """What the forms of one layer will take, known before any tensor is read.
+    """What the forms of one layer will take at most, known before any tensor is read.
 
     Attributes:
         lanes: of its LowRanks together.

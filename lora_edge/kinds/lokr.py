@@ -5,7 +5,6 @@ sum_pq t2[p,q,h,w] w2_a[p,b] w2_b[q,d] (Tucker). Each factor is a pair of its ow
 smaller side, so the lanes are the product of theirs, which is never more than the layer's smaller side.
 """
 
-
 import numpy as np
 
 from lora_edge.errors import AdapterMismatch

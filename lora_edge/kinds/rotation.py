@@ -30,12 +30,14 @@ def turns(update: Update, blocks: Array) -> FloatArray:
     shrink = _shrink(update, flat)
     made = np.empty(flat.shape, np.float32)
     identity = np.eye(n, dtype=dtype)
-    with np.errstate(all="ignore"):  # what is not finite is refused below
-        for part in chunks(len(flat), n * n):
-            skew: Array = flat[part].astype(dtype)
-            skew -= flat[part].swapaxes(1, 2)
-            skew *= shrink
+    for part in chunks(len(flat), n * n):
+        skew: Array = flat[part].astype(dtype)
+        skew -= flat[part].swapaxes(1, 2)
+        skew *= shrink
+        try:
             made[part] = np.linalg.solve(identity - skew, 2 * skew)
+        except np.linalg.LinAlgError:  # Q so large that I is lost beside it
+            made[part] = np.nan
     finite("a rotation", made)
     return made.reshape(blocks.shape)
 

@@ -29,7 +29,7 @@ def scale_of(update: Update, rank: int | None) -> float:
         scale = number("alpha", update.tensors["alpha"]) / rank
     elif update.config_scale:
         scale = update.config_scale(rank)
-    if abs(scale) > np.finfo(np.float32).max:
+    if abs(scale) > float(np.finfo(np.float32).max):
         raise AdapterValueError(f"has a scale of {scale}, which is beyond float32; the file is broken")
     return scale
 

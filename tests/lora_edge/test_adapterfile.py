@@ -243,7 +243,7 @@ def test_summary_is_json(save: Any, lora: Any, unet_table: SlotTable) -> None:
         "ranks": [2, 4],
         "dtypes": ["F32"],
         "bytes": sum(array.nbytes for array in tensors.values()),
-        "base": "a base of its own (cross-attention width 12)",
+        "base": "custom (cross-attention width 12)",
         "metadata": {"ss_output_name": "ink"},
     }
 

@@ -128,21 +128,21 @@ def test_an_alpha_alone(save: Any, lora: Any, unet_table: SlotTable) -> None:
 
 
 def test_a_file_of_another_kind(save: Any, unet_table: SlotTable) -> None:
-    leaves = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    leaves = ("vera_lambda_b", "vera_lambda_d")
     path = save({f"lora_unet_{TO_Q.replace('.', '_')}.{leaf}": np.zeros((2, 2), np.float32) for leaf in leaves})
     assert read_adapter(path).summary()["unread_modules"] == [f"lora_unet_{TO_Q.replace('.', '_')}"]
     for strict in (True, False):
-        with pytest.raises(UnknownKind, match="LoHa, which lora-edge does not read"):
+        with pytest.raises(UnknownKind, match="VeRA, which lora-edge does not read"):
             read_adapter(path).fit([unet_table], strict=strict)
 
 
 def test_an_ambiguous_kind_is_refused_as_such(
     save: Any, lora: Any, unet_table: SlotTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def both(leaves: Any) -> Any:
+    def both(leaves: Any, shapes: Any) -> Any:
         raise AmbiguousKind("has the leaves of lora and of other")
 
-    monkeypatch.setattr("lora_edge.fitting.claim", both)
+    monkeypatch.setattr("lora_edge.planning.claim", both)
     with pytest.raises(AmbiguousKind, match="'lora_unet_.*_to_q' has the leaves of lora and of other"):
         read_adapter(save(lora(unet_table, "lora_unet", TO_Q))).fit([unet_table])
 
@@ -257,7 +257,7 @@ def test_whatever_the_shapes_only_typed_refusals_come_out(save: Any, lora: Any, 
         else:
             outcomes["fitted"] += 1
             assert set(adapter.report.applied) | set(adapter.report.unused) == set(tensors)
-    assert set(outcomes) == {"fitted", "AdapterMismatch", "UnknownKind"}, outcomes
+    assert set(outcomes) == {"fitted", "AdapterMismatch", "UnknownKind", "AmbiguousKind"}, outcomes
 
 
 def test_a_file_of_the_same_width_gets_no_hint(save: Any, lora: Any, unet_table: SlotTable) -> None:
