@@ -11,13 +11,16 @@ from typing import Annotated
 import typer
 
 from lora_edge import __version__
-from lora_edge.cli.adapters import inspect, loras
+from lora_edge.cli.convert import convert
 from lora_edge.cli.export import export
 from lora_edge.cli.generate import generate
+from lora_edge.cli.inspect import inspect
+from lora_edge.cli.loras import loras
+from lora_edge.cli.pack import pack
 from lora_edge.cli.verify import verify
 from lora_edge.errors import LoraEdgeError
 
-COMMANDS = (export, generate, loras, inspect, verify)
+COMMANDS = (convert, export, generate, loras, inspect, pack, verify)
 
 app = typer.Typer(
     help="Stable Diffusion compiled once, with LoRA adapters as inputs of the graph: a style swap needs no rebuild.",
