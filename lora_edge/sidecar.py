@@ -139,7 +139,7 @@ class _Reader:
         """Nothing there is no fault."""
         if item.get(key) in (None, ""):
             return instead
-        return self._fault(f"{key!r} beside it is a {type(item[key]).__name__} and was left out", instead)
+        return self._fault(f"{key!r} beside it is of type {type(item[key]).__name__} and was left out", instead)
 
     def _fault(self, sentence: str, instead: T) -> T:
         self.faults.append(sentence)

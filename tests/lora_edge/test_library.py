@@ -169,3 +169,57 @@ def test_short_hash_of_what_is_no_adapter(tmp_path: Path) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"")
     with pytest.raises(AdapterFileDamaged):
         short_hash(tmp_path / "bad.safetensors")
+
+
+def listed(library: Library) -> dict[str, str | None]:
+    return {entry.name: entry.alias for entry in library.entries()}
+
+
+def test_entries_have_names_that_find_them(library: Library, put: Any) -> None:
+    put("ink_000012.safetensors", alias="ink")
+    put("old/oil.safetensors")
+    put("new/oil.safetensors")
+    put("fog/adapter_model.safetensors")
+    assert listed(library) == {"fog": None, "ink_000012": "ink", "new/oil": None, "old/oil": None}
+    for entry in library.entries():
+        assert library.find(entry.name) == entry.path
+        assert entry.alias is None or library.find(entry.alias) == entry.path
+
+
+def test_an_alias_that_somebody_shares_is_none(library: Library, put: Any) -> None:
+    put("a.safetensors", alias="ink")
+    put("b.safetensors", alias="ink")
+    put("c.safetensors", alias="a")  # another file's name
+    put("d.safetensors", alias="d")  # its own
+    assert listed(library) == dict.fromkeys("abcd")
+
+
+@pytest.mark.parametrize("alias", ["none", "None", "Addams", "a:b", "a>b", "<lora", "a\nb", "\x1b[2J", "x" * 256, ""])
+def test_aliases_that_no_tag_can_say(alias: str, library: Library, put: Any) -> None:
+    put("a.safetensors", alias=alias)
+    assert listed(library) == {"a": None}
+    with pytest.raises(AdapterNotFound):
+        library.find(alias)
+
+
+def test_a_pack_goes_by_its_file_and_leaves_the_original_its_alias(library: Library, put: Any, save: Any) -> None:
+    ink = put("ink_12.safetensors", alias="ink")
+    pack = save(TENSORS, "lora/ink_12.pack.safetensors", {"ss_output_name": "ink", "lora_edge_pack": "{}"})
+    oil = save(TENSORS, "lora/oil.pack.safetensors", {"lora_edge_pack": "{}"})
+    assert library.find("ink") == library.find("ink_12") == ink
+    assert library.find("ink_12.pack") == pack
+    assert library.find("oil") == library.find("oil.pack") == oil
+    assert listed(library) == {"ink_12": "ink", "ink_12.pack": None, "oil.pack": "oil"}
+
+
+def test_pickles_are_listed_and_never_found(library: Library, put: Any) -> None:
+    put("ink.safetensors")
+    (library.folder / "ink.pt").write_bytes(b"\x80\x02")
+    (library.folder / "old").mkdir()
+    (library.folder / "old" / "oil.ckpt").write_bytes(b"PK\x03\x04")
+    assert library.names() == ("ink",)
+    assert [entry.path.name for entry in library.entries()] == ["ink.safetensors", "ink.pt", "oil.ckpt"]
+    assert library.find("ink").suffix == ".safetensors"
+    sentence = f"'oil' is the pickle old/oil.ckpt in {library.folder}; run `lora-edge convert` on it"
+    with pytest.raises(AdapterNotFound, match=sentence):
+        library.find("oil")
