@@ -61,7 +61,8 @@ def rules(text: str, at: int, refuse: Refuse) -> tuple[Rule, ...]:
     one counts.
 
     Raises:
-        PromptError: an unknown preset or block, a rule of other than three fields, a ratio that is no number, or more than `MAX_RULES`.
+        PromptError: an unknown preset or block, a rule of other than three fields, a ratio that is no number, or more
+            than `MAX_RULES`.
     """
     preset = RULE_PRESETS.get(text.strip(), text)
     if ":" not in preset:

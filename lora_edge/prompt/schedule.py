@@ -9,7 +9,9 @@ The rules are AUTOMATIC1111's grammar (modules/prompt_parser.py, schedule_parser
 - A `|` outside an alternation, or a backslash with nothing or a line end after it, makes a text without any schedule:
   all of it is taken as written.
 
-Where that program stops with a traceback (a `when` that is not finite), this refuses.
+What that grammar leaves open is a schedule here: with an unbalanced bracket or a colon right behind it (`[a:b:5])`),
+chance decides there between schedule and text. Where that program stops with a traceback (a `when` that is not finite), this
+refuses.
 """
 
 import math

@@ -44,7 +44,7 @@ def test_every_list_names_blocks_and_every_preset_is_a_list() -> None:
     assert all(preset.count(",") + 1 in ORDERS for preset in PRESETS.values())
 
 
-SD1 = {
+SD1 = {  # SDXL numbers its blocks in the same way and has one level less
     "conv_in": "IN00",
     "down_blocks.0.resnets.0.conv1": "IN01",
     "down_blocks.0.attentions.1.proj_in": "IN02",
@@ -107,7 +107,7 @@ def test_random_values_belong_to_the_tag() -> None:
     assert values == [round(2 * number - 0.5 if n % 2 else number, 3) for n, number in enumerate(drawn)]
     assert len(set(values)) > 8
     assert weights(f"x {tag} y") == weights(tag)
-    assert weights(tag.replace("a:", "b:")) != weights(tag)
+    assert weights(tag.replace(":a:", ":b:")) != weights(tag)
 
 
 def test_random_values_lie_in_their_ranges() -> None:
