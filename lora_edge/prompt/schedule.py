@@ -10,8 +10,8 @@ The rules are AUTOMATIC1111's grammar (modules/prompt_parser.py, schedule_parser
   all of it is taken as written.
 
 What that grammar leaves open is a schedule here: with an unbalanced bracket or a colon right behind it (`[a:b:5])`),
-chance decides there between schedule and text. Where that program stops with a traceback (a `when` that is not finite), this
-refuses.
+chance decides there between schedule and text. Where that program stops with a traceback (a `when` that is not
+finite), this refuses.
 """
 
 import math

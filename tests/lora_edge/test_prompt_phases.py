@@ -1,8 +1,7 @@
 """What prompts say in each step: emphasis, schedules, alternation, composition, and tags in schedules.
 
 The expected values were written by hand from AUTOMATIC1111's rules; its own parser, run apart on the same texts without
-their tags, says the same. In the tables, what is said is a text without
-emphasis, or chunks of [text, weight].
+their tags, says the same. In the tables, what is said is a text without emphasis, or chunks of [text, weight].
 """
 
 import json
