@@ -12,6 +12,8 @@ import numpy as np
 from lora_edge.adapter import Adapter, Report
 from lora_edge.baseweights import BaseWeights
 from lora_edge.dialects.peft import WRAPPER
+from lora_edge.embedding import Embedding
+from lora_edge.embeddingfile import bundled_embeddings
 from lora_edge.errors import AdapterError, AdapterValueError
 from lora_edge.forms import ComponentForms, LowRank, NormDelta
 from lora_edge.kinds import Update
@@ -34,7 +36,7 @@ def fit(
     """See `AdapterFile.fit`."""
     planned = plan(file, tables, component)
     misfits, cost = planned.misfits, planned.cost()
-    _bundled(file, misfits)
+    embeddings = _bundled(file, misfits)
     if misfits.errors and (strict or not planned.parts):
         raise misfits.refusal(file, tables)
     if max_bytes is not None:
@@ -63,14 +65,21 @@ def fit(
         raise misfits.refusal(file, tables)
     used = {name: part for name, part in forms.items() if part.slots or part.norms}
     warnings = (*_warnings(used), *cost.warnings())
-    report = Report(tuple(applied), misfits.unused(), warnings)
-    return Adapter(file.name, tuple(sorted(kinds)), used, file.metadata, report, file.path)
+    taught = file.bundled if embeddings else ()
+    report = Report((*applied, *taught), misfits.unused(), warnings)
+    return Adapter(file.name, tuple(sorted(kinds)), used, file.metadata, report, file.path, embeddings)
 
 
-def _bundled(file: "AdapterFile", misfits: Misfits) -> None:
-    """Embeddings that come with the file."""
-    for name in file.bundled:
-        misfits.add(name, [name], "is a bundled embedding, which is not read")
+def _bundled(file: "AdapterFile", misfits: Misfits) -> tuple[Embedding, ...]:
+    """Embeddings that come with the file; all of them or none."""
+    try:
+        return bundled_embeddings(file.tensors, file.bundled, file.path) if file.bundled else ()
+    except AdapterValueError:
+        raise
+    except AdapterError as error:
+        for name in file.bundled:
+            misfits.add(name, [name], error)
+        return ()
 
 
 def _named(error: AdapterValueError, file: "AdapterFile", part: Part) -> AdapterValueError:

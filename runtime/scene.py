@@ -109,5 +109,6 @@ def _uniform(pairs: Sequence[Pair], image: int) -> list[tuple[str, int, str]]:
         if any(part.uniform for part in adapter.components.values()):
             each = per_image(strength)
             own = strength if each is None else each[image if len(each) > 1 else 0]
-            made.append((adapter.name, id(adapter), repr(own)))
-    return made
+            if not is_off(own):
+                made.append((adapter.name, id(adapter), repr(Multiplier.of(own))))
+    return sorted(made)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lora_edge.errors import RequestError
 from lora_edge.runtime.engine import Engine
@@ -214,3 +214,21 @@ def test_per_image_lists_make_one_batch(engine: Engine, styles: Path) -> None:
 def test_lists_that_do_not_match_are_refused(engine: Engine, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
         engine.generate(**settings)
+
+
+def test_an_embedding_that_comes_with_an_adapter_holds_while_it_acts(
+    tiny_bundle: Path, styles: Path, tmp_path: Path
+) -> None:
+    """The same vectors from a folder of embeddings and from `bundle_emb.` inside the file of a LoRA."""
+    vectors = torch.randn(2, 64, generator=torch.Generator().manual_seed(3)) * 0.3
+    tensors = load_file(styles / "ink.safetensors")
+    save_file({**tensors, "bundle_emb.mycat.emb_params": vectors}, tmp_path / "both.safetensors")
+    (tmp_path / "words").mkdir()
+    save_file({"emb_params": vectors}, tmp_path / "words" / "mycat.safetensors")
+    engine = Engine.open(tiny_bundle, lora_dir=tmp_path, threads=1)
+    both = ours(engine, "a mycat apple <lora:both:0.7>")
+    assert psnr(both, ours(engine, "a mycat apple")) < 45
+    apart = Engine.open(tiny_bundle, lora_dir=styles, embeddings_dir=tmp_path / "words", threads=1)
+    assert np.array_equal(both, ours(apart, "a mycat apple <lora:ink:0.7>"))
+    report = engine.load_adapter(tmp_path / "both.safetensors").report
+    assert "bundle_emb.mycat.emb_params" in report.applied and not report.unused

@@ -1,0 +1,75 @@
+"""Images whose adapters cannot share a batch, and what a change of multipliers moves."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import lora_edge
+from lora_edge import Multiplier
+from lora_edge.runtime.engine import Engine
+
+LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+
+
+@pytest.fixture(scope="module")
+def gains(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An IA3 file, which acts on a whole batch."""
+    path = tmp_path_factory.mktemp("gains") / "gains.safetensors"
+    weight = np.random.default_rng(0).standard_normal(32).astype(np.float32)
+    save_file({f"{LAYER}.weight": weight, f"{LAYER}.on_input": np.zeros((), np.float32)}, path)
+    return path
+
+
+def test_images_with_different_gains_run_apart(
+    engine: Engine, styles: Path, gains: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ia3, ink = engine.load_adapter(gains), engine.load_adapter(styles / "ink.safetensors")
+    adapters = [[(ia3, 0.5)], [(ink, 0.7)], [(ia3, 0.5), (ink, 1.0)], [(ia3, 1.0)]]
+    with caplog.at_level(logging.WARNING, "lora_edge"):
+        batch = engine.generate("a cat", seed=4, steps=3, batch=4, adapters=adapters)
+    assert engine.info["runs"] == ["images 1, 3", "images 2", "images 4"]
+    assert "made apart are images 1, 3; images 2; images 4" in caplog.text
+    for row, image in enumerate(batch):
+        [alone] = engine.generate("a cat", seed=4 + row, steps=3, adapters=adapters[row])
+        error = np.mean((np.asarray(image, float) - np.asarray(alone, float)) ** 2)
+        assert error <= 255**2 / 10**6, "at least 60 dB"
+    engine.generate("a cat", steps=1, batch=2, adapters=[(ia3, 0.5)])
+    assert engine.info["runs"] == ["images 1, 2"], "what is the same for all stays together"
+
+
+def test_a_slider_moves_no_weights(engine: Engine, styles: Path) -> None:
+    """21 multipliers: the arrays of the layers are the same ones each time, and few bytes are others."""
+    ink, glow = (engine.load_adapter(styles / name) for name in ("ink.safetensors", "deep/glow.safetensors"))
+    first = engine.feeds("unet", [(ink, 1.0), (glow, 0.5)])
+    lanes = first["lora.scales"].shape[1]
+    for multiplier in np.linspace(0.1, 2, 21):
+        feeds = engine.feeds("unet", [(ink, float(multiplier)), (glow, 0.5)])
+        assert [name for name in feeds if feeds[name] is not first[name]] == ["lora.scales"]
+        assert engine.info["bytes_copied"]["unet"] == 4 * lanes
+
+
+def test_a_step_schedule_moves_no_weights(engine: Engine, styles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = engine._components.graph("unet")
+    run, fed = graph.run, []
+    monkeypatch.setattr(graph, "run", lambda feeds: fed.append(feeds) or run(feeds))
+    engine.generate("a cat <lora:ink:1@0,0@0.5><lora:fog:0.3>", seed=1, steps=6, lora_dir=styles)
+    layers = {name for name in fed[0] if name.startswith("lora.") and name != "lora.scales"}
+    for feeds in fed[1:]:
+        assert all(feeds[name] is fed[0][name] for name in layers)
+    scales = [tuple(feeds["lora.scales"][0]) for feeds in fed]
+    assert len(set(scales)) == 3, "1, 0.5, 0, and then it stays"
+
+
+def test_multipliers_by_row_may_be_of_every_sort(engine: Engine, styles: Path) -> None:
+    ink = engine.load_adapter(styles / "ink.safetensors")
+    rows: list[Any] = [0.5, Multiplier(unet=0.2, text=0.9), np.float32(1)]
+    feeds = engine.feeds("unet", [(ink, rows), (ink, 1.0)])
+    scales = feeds["lora.scales"][:, 0] / engine.feeds("unet", [(ink, 1.0)])["lora.scales"][0, 0]
+    np.testing.assert_allclose(scales, [1.5, 1.2, 2.0])
+    for wrong in ("much", [[1.0]], [], None, [0.1, float("nan")]):
+        with pytest.raises(lora_edge.LoraEdgeError, match="finite number"):
+            engine.feeds("unet", [(ink, wrong)])
