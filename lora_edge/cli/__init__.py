@@ -11,16 +11,20 @@ from typing import Annotated
 import typer
 
 from lora_edge import __version__
+from lora_edge.cli.bake import bake
 from lora_edge.cli.convert import convert
 from lora_edge.cli.export import export
+from lora_edge.cli.extract import extract
 from lora_edge.cli.generate import generate
 from lora_edge.cli.inspect import inspect
 from lora_edge.cli.loras import loras
+from lora_edge.cli.merge import merge
 from lora_edge.cli.pack import pack
+from lora_edge.cli.resize import resize
 from lora_edge.cli.verify import verify
 from lora_edge.errors import LoraEdgeError
 
-COMMANDS = (convert, export, generate, loras, inspect, pack, verify)
+COMMANDS = (bake, convert, export, extract, generate, inspect, loras, merge, pack, resize, verify)
 
 app = typer.Typer(
     help="Stable Diffusion compiled once, with LoRA adapters as inputs of the graph: a style swap needs no rebuild.",

@@ -23,6 +23,9 @@ def resize(
     ] = None,
     bundle: Annotated[Path | None, typer.Option(help="Make a LoRA of any kind, for the layers of this bundle.")] = None,
     base: Annotated[Path | None, typer.Option(help="The same, for the layers of this checkpoint.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="fp16, bf16 or fp32; if not given, as in the file, or fp16 for another kind.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is already there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a progress bar.")] = False,
 ) -> None:
@@ -36,8 +39,9 @@ def resize(
     budget = Budget(rank, conv_rank, energy)
     progress = over("layer", as_json)
     if bundle is None and base is None:
-        made = resize_file(read_adapter(file), out, budget, overwrite=force, over=progress)
+        made = resize_file(read_adapter(file), out, budget, dtype=dtype, overwrite=force, over=progress)
     else:
         opened = open_base(bundle, base)
-        made = merge([open_multiplied(str(file), opened)], opened, out, budget, overwrite=force, over=progress)
+        adapters = [open_multiplied(str(file), opened)]
+        made = merge(adapters, opened, out, budget, dtype=dtype or "fp16", overwrite=force, over=progress)
     show(made, as_json)

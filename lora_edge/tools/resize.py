@@ -18,14 +18,22 @@ from lora_edge.slots import Slot, SlotTable
 from lora_edge.tools.kohya import STALE, rank_metadata
 from lora_edge.tools.report import Layer, Made, Over
 from lora_edge.tools.svd import Budget, Truncated, truncate_lanes
-from lora_edge.tools.write import WRITABLE, Tensor, check_file, floats, write_tensors
+from lora_edge.tools.write import WRITABLE, Tensor, check_file, floats, stored_dtype, write_tensors
 
 FACTORS = {"down", "up", "mid"}
 COPIED = {"scale", "diff_b", "w_norm", "b_norm"}  # no lanes to cut
 PLAIN = FACTORS | COPIED | {"alpha"}
 
 
-def resize(file: AdapterFile, out: str | Path, budget: Budget, *, overwrite: bool = False, over: Over = iter) -> Made:
+def resize(
+    file: AdapterFile,
+    out: str | Path,
+    budget: Budget,
+    *,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    over: Over = iter,
+) -> Made:
     """Write a LoRA or LoCon (with Tucker's mid too) with fewer lanes, dtypes, names and scales as they were.
 
     A module with an alpha keeps alpha / rank; one without gets its scale, if it has one by a PEFT config, into its
@@ -35,6 +43,7 @@ def resize(file: AdapterFile, out: str | Path, budget: Budget, *, overwrite: boo
         file: the adapter.
         out: the safetensors file to write.
         budget: how many lanes; no module gets more than it has.
+        dtype: fp16, bf16 or fp32 for the factors; None keeps those of the file.
         overwrite: replace a file.
         over: goes through the modules.
 
@@ -44,6 +53,7 @@ def resize(file: AdapterFile, out: str | Path, budget: Budget, *, overwrite: boo
         RequestError: an `out` that cannot be written.
     """
     out = Path(out)
+    stored = stored_dtype(dtype) if dtype else None
     check_file(out, overwrite)
     odd = [module for module, leaves in file.modules.items() if not leaves.keys() <= PLAIN]
     if odd:
@@ -62,7 +72,7 @@ def resize(file: AdapterFile, out: str | Path, budget: Budget, *, overwrite: boo
     for module in over(sorted(factored)):
         form = lowranks[module]
         found = truncate_lanes(form.down, form.up, _kernel(file.shapes(module)) or (), budget)
-        tensors |= _cut(file, module, found, form)
+        tensors |= _cut(file, module, found, form, stored)
         layers.append(Layer(module, found.rank, found.kept * form.scale**2, found.total * form.scale**2))
     metadata = {key: value for key, value in file.metadata.items() if key not in STALE}
     scales = {form.scale for form in lowranks.values()}
@@ -99,7 +109,7 @@ def _copy(file: AdapterFile, name: str) -> Tensor:
     return Tensor(file.tensors.dtype(name), file.tensors.shape(name), partial(file.tensors.view, name))
 
 
-def _cut(file: AdapterFile, module: str, found: Truncated, form: LowRank) -> dict[str, Tensor]:
+def _cut(file: AdapterFile, module: str, found: Truncated, form: LowRank, stored: str | None) -> dict[str, Tensor]:
     """The tensors of a module with its new lanes."""
     names, shapes = file.modules[module], file.shapes(module)
     kernel = _kernel(shapes) or shapes["down"][2:]
@@ -111,8 +121,9 @@ def _cut(file: AdapterFile, module: str, found: Truncated, form: LowRank) -> dic
     }
     tensors = {}
     for leaf, array in made.items():
-        dtype = file.tensors.dtype(names[leaf])
-        tensors[names[leaf]] = floats(array, dtype if dtype in WRITABLE else "F16", names[leaf])
+        own = file.tensors.dtype(names[leaf])
+        dtype = stored or (own if own in WRITABLE else "F16")
+        tensors[names[leaf]] = floats(array, dtype, names[leaf])
     if "alpha" in names:
         alpha = file.read(names["alpha"]).astype(np.float64) / shapes["down"][0] * found.rank
         tensors[names["alpha"]] = floats(alpha, "F32", names["alpha"])

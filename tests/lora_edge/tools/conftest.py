@@ -1,5 +1,6 @@
 """Checkpoints to work on, and what an adapter file does to them by the written formulas."""
 
+import importlib.util
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -60,7 +61,18 @@ def changed(base: Checkpoint) -> Callable[..., dict[str, Any]]:
     def differences(before: Path, after: Path, component: str) -> dict[str, Any]:
         one, other = (load_file(folder / FILES[component]) for folder in (before, after))
         assert one.keys() == other.keys()
-        made = {name: other[name].astype(np.float64) - one[name].astype(np.float64) for name in one}
+        level = "" if component == "unet" else "text_model."
+        made = {f"{level}{name.removeprefix(level)}": other[name].astype(np.float64) - one[name] for name in one}
         return {name: delta for name, delta in made.items() if delta.any()}
 
     return differences
+
+
+@pytest.fixture(scope="session")
+def zoo() -> Any:
+    """tests/lora_edge/tools/zoo.py: `zoo.file_of_all(base, seed)` -> tensors, what they do."""
+    spec = importlib.util.spec_from_file_location("tools_zoo", Path(__file__).parent / "zoo.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -110,6 +110,13 @@ def test_scales_dtypes_and_shapes_stay(write: Callable[..., Path], tmp_path: Pat
     }
 
 
+def test_another_dtype(write: Callable[..., Path], tmp_path: Path) -> None:
+    made = resize(read_adapter(write({**LINEAR, **CONV})), tmp_path / "small.safetensors", Budget(2), dtype="fp16")
+    assert {array.dtype for name, array in load_file(made.path).items() if name.endswith(".weight")} == {np.dtype("f2")}
+    with pytest.raises(RequestError, match="no dtype 'int4'"):
+        resize(read_adapter(made.path), tmp_path / "x.safetensors", Budget(2), dtype="int4")
+
+
 def test_bfloat16_stays(tmp_path: Path) -> None:
     from safetensors.torch import load_file as load
     from safetensors.torch import save_file as save
