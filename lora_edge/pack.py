@@ -175,9 +175,8 @@ def _head(file: TensorFile, bundle: Bundle) -> Head:
         raise UnknownKind(f"{file.path} is no pack; make one with `lora-edge pack`")
     try:
         about = json.loads(file.metadata[KEY])
-        versions = (("format", about["format"], READABLE_FORMATS), ("abi", about["abi"], READABLE_ABIS))
-        for word, found, readable in versions:
-            if found not in readable:
+        for word, readable in (("format", READABLE_FORMATS), ("abi", READABLE_ABIS)):
+            if (found := about[word]) not in readable:
                 known = ", ".join(map(str, readable))
                 raise PackMismatch(
                     f"{file.path} was packed with {word} {short(found)}; this version reads {known}: {AGAIN}"

@@ -122,7 +122,7 @@ def test_one_component_of_several(packed: Path, bundle: Bundle) -> None:
         errors.AdapterMismatch, match="changes text_encoder and unet and not unet alone; load it without"
     ):
         read_pack(packed, bundle, "unet")
-    with pytest.raises(errors.ComponentMissing, match="no 'vae' that takes adapters; it has unet, text_encoder"):
+    with pytest.raises(errors.ComponentMissing, match="no 'vae' that takes adapters; it has text_encoder, unet"):
         read_pack(packed, bundle, "vae")
     part = open_adapter(packed, bundle, "unet", strict=False)
     assert set(part.components) == {"unet"} and set(part.report.unused) == {f"lora.{TEXT}.bias", f"{NORM}.weight"}
@@ -309,7 +309,7 @@ def mutations(original: bytes, count: int) -> Iterator[bytes]:
 
 def test_no_mutation_escapes(packed: Path, bundle: Bundle, tmp_path: Path) -> None:
     path, read = tmp_path / "m.safetensors", 0
-    for made in mutations(packed.read_bytes(), 1500):
+    for made in mutations(packed.read_bytes(), 800):
         path.write_bytes(made)
         try:
             adapter = read_pack(path, bundle)
