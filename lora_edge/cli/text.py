@@ -17,7 +17,7 @@ def plain(text: object, most: int = 0) -> str:
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[object]], most: int = 48) -> str:
     """Aligned columns under their heads; columns that are empty in every row are left out."""
-    cells = [[plain(value, most) for value in row] for row in rows]
+    cells = [[plain("" if value is None else value, most) for value in row] for row in rows]
     kept = [number for number in range(len(heads)) if any(row[number] for row in cells)]
     lines = [[heads[number] for number in kept], *([row[number] for number in kept] for row in cells)]
     widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
