@@ -6,8 +6,10 @@ from lora_edge.dialects.ldm import ldm_path
 from lora_edge.dialects.paths import flat
 from lora_edge.slots import SlotTable
 
+PREFIXES = ("lora_unet", "oft_unet")
+
 
 def spell(table: SlotTable, path: str) -> Iterator[str]:
-    """`lora_unet_<flat LDM path>`; text encoders have the names of the kohya dialect."""
+    """`<prefix>_<flat LDM path>`; text encoders have the names of the kohya dialect."""
     if table.component == "unet" and (name := ldm_path(table, path)):
-        yield f"lora_unet_{flat(name)}"
+        yield from (f"{prefix}_{flat(name)}" for prefix in PREFIXES)
