@@ -53,17 +53,23 @@ class Bench:
     def layers(self, example: Example, naming: Naming) -> dict[str, tuple[str, ...]]:
         return naming.layers(NORMS if example.norms else SLOTS)
 
-    def load(self, example: Example, naming: Naming, dtype: str, layers: Layers | None = None) -> Adapter:
+    def load(self, example: Example, naming: Naming, dtype: str) -> Adapter:
         """The example as a file, read back by the engine."""
+        return self.load_parts([(example, naming, self.layers(example, naming))], dtype)
+
+    def load_parts(self, parts: Sequence[tuple[Example, Naming, Layers]], dtype: str) -> Adapter:
+        """Several examples in one file, each on layers of its own; every tensor of it must take effect."""
         tensors = {
             naming.key(component, path, leaf): tensor
-            for component, paths in (layers or self.layers(example, naming)).items()
+            for example, naming, layers in parts
+            for component, paths in layers.items()
             for path in paths
             for leaf, tensor in _named(self.stored(example, component, path, dtype), naming.alpha).items()
         }
         self._written += 1
         file = self._folder / f"{self._written}.safetensors"
-        save_file({key: tensor.clone() for key, tensor in tensors.items()}, file, metadata=dict(example.metadata))
+        metadata = {key: value for example, _, _ in parts for key, value in example.metadata.items()}
+        save_file({key: tensor.clone() for key, tensor in tensors.items()}, file, metadata=metadata)
         adapter = self.engine.load_adapter(file)
         file.unlink()
         assert set(adapter.report.applied) == set(tensors) and not adapter.report.unused

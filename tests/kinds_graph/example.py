@@ -46,7 +46,7 @@ def additive(name: str, make: Make, delta: Formula, **others: Any) -> Example:
 
 
 def scaled(weight: Array, tensors: dict[str, Array], leaf: str, delta: Formula) -> dict[str, Array]:
-    """The tensors with one of them scaled, in which delta is linear, so that delta has `CHANGE` of the weight's norm."""
+    """The tensors with one of them, in which delta is linear, scaled so that delta is `CHANGE` of the weight."""
     norm = np.linalg.norm(delta(weight, tensors))
     return {**tensors, leaf: np.asarray(tensors[leaf] * CHANGE * np.linalg.norm(weight) / norm)}
 

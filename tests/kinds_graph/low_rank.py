@@ -149,7 +149,7 @@ def _glora(weight: Array, right: Array, left: Array, up: Array, down: Array) -> 
 
 def _make_glora(old: bool) -> Make:
     delta = _old_glora_delta if old else glora_delta
-    first, second = (("2", "1") if old else ("1", "2"))
+    first, second = ("2", "1") if old else ("1", "2")
 
     def make(weight: Array, rng: np.random.Generator) -> dict[str, Array]:
         out, channels, ones, rank = len(weight), weight.shape[1], _ones(weight), 3

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from .example import CHANGE, Array, Example, Formula, Make, Tensors, column
-from .low_rank import lokr, lokr_delta, loha_delta, lora_delta, make_loha, make_lora
+from .low_rank import loha_delta, lokr, lokr_delta, lora_delta, make_loha, make_lora
 
 Axis = Literal["out", "in"]
 
@@ -41,7 +41,8 @@ def _ia3(on_input: bool) -> Example:
     def make(weight: Array, rng: np.random.Generator) -> dict[str, Array]:
         values = rng.normal(0, CHANGE, weight.shape[1 if on_input else 0])
         shaped = values if weight.ndim == 2 else values.reshape(1, -1, 1, 1)
-        return {"weight": shaped, "on_input": np.array(int(on_input))}
+        # LyCORIS holds the flag as an integer, and trainers save everything in the file's dtype.
+        return {"weight": shaped, "on_input": np.array(1.0 if on_input else 0)}
 
     def formula(weight: Array, t: Tensors) -> Array:
         values = t["weight"].reshape(-1)

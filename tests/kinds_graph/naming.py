@@ -67,28 +67,40 @@ PROCESSORS: Mapping[str, str] = {  # the oldest diffusers names of attention lay
     "out_proj": "to_out_lora",
 }
 
-KOHYA = {"down": "lora_down.weight", "up": "lora_up.weight"}
-PEFT = {"down": "lora_A.weight", "up": "lora_B.weight"}
-DOTTED = {"down": "lora.down.weight", "up": "lora.up.weight"}
-LINEAR_LAYER = {"down": "lora_linear_layer.down.weight", "up": "lora_linear_layer.up.weight"}
-BARE = {"down": "down.weight", "up": "up.weight"}
+
+def _factors(down: str, up: str) -> dict[str, str]:
+    return {"lora_down.weight": down, "lora_up.weight": up}
+
+
+KOHYA: dict[str, str] = {}
+PEFT = _factors("lora_A.weight", "lora_B.weight")
+DEFAULT = {
+    **_factors("lora_A.default.weight", "lora_B.default.weight"),
+    "lora_magnitude_vector": "lora_magnitude_vector.default.weight",
+}
+DOTTED = _factors("lora.down.weight", "lora.up.weight")
+LINEAR_LAYER = _factors("lora_linear_layer.down.weight", "lora_linear_layer.up.weight")
+BARE = _factors("down.weight", "up.weight")
 
 
 @dataclass(frozen=True)
 class Naming:
-    """One way to name layers and the factors of a LoRA; all other leaves are spelled alike everywhere.
+    """One way to name layers and some leaves; all others are spelled as LyCORIS does everywhere.
 
     Attributes:
         module: (component, path) -> the layer's name in a file, None where it has none.
-        factors: component -> spelling of a LoRA's `down` and `up`.
+        leaves: component -> LyCORIS' spelling of a leaf -> the naming's own.
         alpha: whether a LoRA has an alpha beside it.
-        only_lora: whether the naming belongs to plain LoRA files alone.
+        only: names of the examples that it is met with, empty for all.
     """
 
     module: Callable[[str, str], str | None]
-    factors: Mapping[str, Mapping[str, str]]
+    leaves: Mapping[str, Mapping[str, str]]
     alpha: bool = True
-    only_lora: bool = False
+    only: tuple[str, ...] = ()
+
+    def fits(self, example: str) -> bool:
+        return not self.only or example in self.only
 
     def layers(self, every: Layers) -> dict[str, tuple[str, ...]]:
         """Those that the naming can name."""
@@ -96,8 +108,7 @@ class Naming:
         return {component: paths for component, paths in named.items() if paths}
 
     def key(self, component: str, path: str, leaf: str) -> str:
-        factors = {KOHYA[factor]: spelling for factor, spelling in self.factors[component].items()}
-        return f"{self.module(component, path)}.{factors.get(leaf, leaf)}"
+        return f"{self.module(component, path)}.{self.leaves[component].get(leaf, leaf)}"
 
 
 def _flat(unet: str, text: str) -> Callable[[str, str], str]:
@@ -122,8 +133,8 @@ def _without_level(component: str, path: str) -> str:
     return f"{component}.{path.removeprefix('text_model.')}"
 
 
-def _both(factors: Mapping[str, str]) -> dict[str, Mapping[str, str]]:
-    return {"unet": factors, "text_encoder": factors}
+def _both(leaves: Mapping[str, str]) -> dict[str, Mapping[str, str]]:
+    return {"unet": leaves, "text_encoder": leaves}
 
 
 NAMINGS: Mapping[str, Naming] = {
@@ -136,5 +147,12 @@ NAMINGS: Mapping[str, Naming] = {
     ),
     "diffusers-peft": Naming(_without_level, _both(PEFT), alpha=False),
     "peft": Naming(lambda component, path: f"base_model.model.{path}", _both(PEFT), alpha=False),
-    "attn-procs": Naming(_processors, _both(BARE), alpha=False, only_lora=True),
+    "peft-default": Naming(
+        lambda component, path: f"base_model.model.{component}.{path}",
+        _both(DEFAULT),
+        alpha=False,
+        only=("lora", "dora: peft"),
+    ),
+    "attn-procs": Naming(_processors, _both(BARE), alpha=False, only=("lora",)),
+    "kohya-oft": Naming(_flat("oft_unet", "lora_te"), _both(KOHYA), only=("oft: constrained",)),
 }
