@@ -167,6 +167,38 @@ def test_one_opener_takes_every_form(
     assert all(np.array_equal(first[key], second[key]) for key in first)
 
 
+def test_gains_of_both_axes_on_one_slot(engine: Engine, bundle: Bundle, inputs: Inputs, tmp_path: Path) -> None:
+    """The graph would multiply them; a pack holds the lanes that a mix makes of those over inputs."""
+    slots = {slot.name: slot for slot in bundle.component("unet").table}
+    both = {
+        name: (
+            Gain("in", 1 + normal(slot.in_features, scale=0.2)),
+            Gain("out", 1 + normal(slot.out_features, scale=0.2)),
+        )
+        for name, slot in list(slots.items())[:9]
+    }
+    direct = Adapter("both", ("ia3",), {"unet": ComponentForms(both)}, {}, Report())
+    packed = read_pack(write_pack(direct, bundle, tmp_path / "a.safetensors", "fp32"), bundle)
+    for multiplier in (1.0, 0.7):
+        first, second = runs(engine, inputs, (direct, multiplier)), runs(engine, inputs, (packed, multiplier))
+        assert all(np.array_equal(first[key], second[key]) for key in first)
+
+
+def test_images_of_packs(engine: Engine, bundle: Bundle, styles: Path, tmp_path: Path) -> None:
+    def image(*pairs: tuple[Adapter, float], prompt: str = "a cat", **more: Any) -> np.ndarray:
+        [made] = engine.generate(prompt, seed=1, steps=2, adapters=pairs, **more)
+        return np.asarray(made)
+
+    ink = engine.load_adapter(styles / "ink.safetensors")
+    pack = write_pack(ink, bundle, tmp_path / "ink.pack.safetensors", "fp32")
+    wanted = image((ink, 0.6))
+    assert not np.array_equal(wanted, image())
+    assert np.array_equal(wanted, image((engine.load_adapter(pack), 0.6)))
+    assert np.array_equal(wanted, image(prompt="a cat <lora:ink:0.6>", lora_dir=tmp_path))
+    halves = [engine.load_adapter(path) for path in write_onnx_adapters(ink, bundle, tmp_path / "ink")]
+    assert np.array_equal(wanted, image(*((half, 0.6) for half in halves)))
+
+
 def test_the_same_adapter_gives_the_same_bytes(bundle: Bundle, everything: Adapter, tmp_path: Path) -> None:
     def both(name: str, write: Callable[[Path], Any]) -> list[bytes]:
         for index in range(2):
