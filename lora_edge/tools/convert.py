@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -134,15 +135,19 @@ def _write(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, s
     partial = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.safetensors")
     try:
         write_tensors(partial, tensors, metadata)
-        written = TensorFile.open(partial, RequestError)
-        same = dict(written.metadata) == dict(metadata) and {*written.names} == {*tensors}
-        if not same or not all(_same(written, name, tensor) for name, tensor in tensors.items()):
+        if not _reads_back(partial, tensors, metadata):
             raise RequestError(f"{target} reads otherwise than it was written; is the disk failing?")
         partial.replace(target)
     except OSError as reason:
         raise RequestError(f"{target} cannot be written: {reason.strerror or reason}") from reason
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _reads_back(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:
+    written = TensorFile.open(path, RequestError)
+    same = dict(written.metadata) == dict(metadata) and {*written.names} == {*tensors}
+    return same and all(_same(written, name, tensor) for name, tensor in tensors.items())
 
 
 def _same(written: TensorFile, name: str, tensor: Tensor) -> bool:
@@ -153,11 +158,8 @@ def _same(written: TensorFile, name: str, tensor: Tensor) -> bool:
     return same_type and np.array_equal(one.view(bits), other.view(bits))
 
 
-READERS: tuple[tuple[bytes, Callable[[Path], tuple[Flat, dict[str, Tensor]]]], ...] = (
-    (b"PK", _from_torch),
-    (b"\x80", _from_torch),
-    (SIGNATURE, _from_png),
-)
+Reader: TypeAlias = Callable[[Path], tuple[Flat, dict[str, Tensor]]]
+READERS: tuple[tuple[bytes, Reader], ...] = ((b"PK", _from_torch), (b"\x80", _from_torch), (SIGNATURE, _from_png))
 PIXELS = "an embedding that is hidden in pixels is not read; save it as .pt or .safetensors where it works"
 FOREIGN_HEADS = (
     (4, b"\0\0\0\0{", "is a safetensors file already; use it as it is"),

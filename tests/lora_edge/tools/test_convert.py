@@ -22,6 +22,7 @@ from lora_edge.adapterfile import read_adapter
 from lora_edge.cli import app
 from lora_edge.errors import AdapterFileDamaged, AdapterNotFound, PickleRefused, RequestError
 from lora_edge.tools.convert import Converted, convert
+from lora_edge.tools.write import write_tensors
 
 FORMS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "older"])
 FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
@@ -271,3 +272,15 @@ def test_the_command(tmp_path: Path) -> None:
     assert isinstance(run.invoke(app, ["convert", str(source), str(target)]).exception, RequestError)
     told = json.loads(run.invoke(app, ["convert", str(source), str(target), "--force", "--json"]).stdout)
     assert told["tensors"] == 1 and told["left_out"] == ["optimizer.m"] and told["path"] == str(target)
+
+
+def test_a_disk_that_loses_a_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lossy(path: Path, tensors: Any, metadata: Any) -> None:
+        write_tensors(path, tensors, metadata)
+        path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+
+    monkeypatch.setattr("lora_edge.tools.convert.write_tensors", lossy)
+    torch.save({"a": torch.zeros(2)}, tmp_path / "x.pt")
+    with pytest.raises(RequestError, match="reads otherwise than it was written"):
+        convert(tmp_path / "x.pt", tmp_path / "x.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]

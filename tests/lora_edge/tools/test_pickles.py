@@ -5,14 +5,17 @@ reports every import, every opened file and every process.
 """
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from lora_edge.errors import PickleRefused
+from lora_edge.errors import AdapterError, PickleRefused
 from lora_edge.tools.convert import convert
 
 SCRIPT = Path(__file__).with_name("watch.py")
@@ -117,6 +120,38 @@ print(watch.seen)
         env={"PYTHONPATH": str(SCRIPT.parent), "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
     assert "os.system" in done.stdout and "pickle.find_class" in done.stdout and (tmp_path / "canary").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_files_are_refused_or_read_as_torch_reads_them(zipped: bool, tmp_path: Path) -> None:
+    source, target = tmp_path / "x.pt", tmp_path / "x.safetensors"
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2).half())
+    torch.save(model.state_dict(), source, _use_new_zipfile_serialization=zipped)
+    whole = source.read_bytes()
+    rng = random.Random(0)
+    read = 0
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for _ in range(rng.randrange(1, 4)):
+            damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        source.write_bytes(damaged[: rng.choice([len(damaged), rng.randrange(len(damaged))])])
+        try:
+            convert(source, target, overwrite=True)
+        except AdapterError:
+            continue
+        made = load_file(target)
+        try:
+            wanted = torch.load(source, weights_only=True)
+        except Exception:  # checksums, or a device of another name: torch is stricter there
+            continue
+        read += 1
+        assert made.keys() == {str(name) for name in wanted}
+        for name, tensor in wanted.items():
+            same = made[str(name)]
+            assert same.dtype == tensor.dtype and same.shape == tensor.shape
+            assert same.numpy().tobytes() == tensor.contiguous().numpy().tobytes()
+    assert read > 10
 
 
 def test_control_characters_do_not_reach_the_terminal(tmp_path: Path) -> None:
