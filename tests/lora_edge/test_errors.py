@@ -1,6 +1,7 @@
 """The drawing of the error tree is the tree, and every refusal of adapters and prompts can happen."""
 
 import inspect
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,15 +13,30 @@ import pytest
 import lora_edge
 from lora_edge import errors
 from lora_edge.adapterfile import read_adapter
+from lora_edge.bundle import Bundle
 from lora_edge.kinds import Kind, claim
 from lora_edge.kinds.lora import LORA
 from lora_edge.library import Library
+from lora_edge.pack import KEY, read_pack
 from lora_edge.prompt import parse
 from lora_edge.slots import SlotTable
+from lora_edge.tools.convert import convert
 
 CLASSES = {name: found for name, found in vars(errors).items() if inspect.isclass(found)}
 OTHER = Kind("other", {"thing": ("thing",)}, frozenset({"thing"}), lambda update: ())
+LORA_PAIR = {
+    "lora_unet_conv_in.lora_up.weight": np.ones((8, 2, 1, 1), np.float32),
+    "lora_unet_conv_in.lora_down.weight": np.ones((2, 4, 3, 3), np.float32),
+}
+OFT = {"oft_unet_conv_in.oft_blocks": np.ones((2, 4, 4), np.float32)}
 HALF = {"lora_unet_conv_in.lora_up.weight": np.ones((2, 2), np.float32)}
+
+
+def pickled(folder: Path) -> Path:
+    """A pickle that calls a function."""
+    path = folder / "x.pt"
+    path.write_bytes(pickle.dumps(print, protocol=2))
+    return path
 
 
 def drawn() -> dict[str, str]:
@@ -48,10 +64,16 @@ Refusal = Callable[[Path, Any, list[SlotTable]], Any]
 REFUSALS: dict[str, Refusal] = {
     "AdapterNotFound": lambda folder, save, tables: Library(folder).find("ink"),
     "AdapterFileDamaged": lambda folder, save, tables: read_adapter(__file__),
+    "PickleRefused": lambda folder, save, tables: convert(pickled(folder), folder / "x.safetensors"),
     "AdapterValueError": lambda folder, save, tables: read_adapter(
-        save({name: array * np.float32("nan") for name, array in HALF.items()})
+        save({name: array * np.float32("nan") for name, array in LORA_PAIR.items()})
     ).fit(tables),
     "AdapterMismatch": lambda folder, save, tables: read_adapter(save(HALF)).fit(tables),
+    "AdapterTooLarge": lambda folder, save, tables: read_adapter(save(LORA_PAIR)).fit(tables, max_bytes=100),
+    "BaseNeeded": lambda folder, save, tables: read_adapter(save(OFT)).fit(tables),
+    "PackMismatch": lambda folder, save, tables: read_pack(
+        save(HALF, metadata={KEY: '{"format": 9}'}), Bundle(folder, {"fingerprint": ""}, {})
+    ),
     "UnknownKind": lambda folder, save, tables: claim({"weight"}),
     "AmbiguousKind": lambda folder, save, tables: claim({"down", "thing"}, kinds=(LORA, OTHER)),
     "PromptError": lambda folder, save, tables: parse("<lora:"),
