@@ -45,7 +45,7 @@ def card(entry: Entry, bundle: Bundle | None = None) -> dict[str, Any]:
 
     Returns:
         The same keys for every adapter. `refused` says why it cannot be read; `fits` is None without a bundle, and
-        `fit` the sentence to it.
+        `fit` the sentence to it, `report` what becomes of the tensors.
     """
     made = _blank(entry)
     try:
@@ -66,7 +66,9 @@ def inspection(path: str | Path, bundle: Bundle | None = None) -> dict[str, Any]
     entry = Entry(path.resolve().name if path.is_dir() else path.stem, path)
     made = _blank(entry)
     made |= _told(entry, made)
-    metadata = read_header(weights).metadata
+    header = read_header(weights)
+    metadata, dtypes = header.metadata, Counter(tensor.dtype for tensor in header.entries.values())
+    made |= {"tensors": dtypes.total(), "tensors_by_dtype": dict(dtypes.most_common()), "dtypes": sorted(dtypes)}
     if PACK_KEY not in metadata:
         adapter = read_adapter(path)
         made |= _contents(adapter)
@@ -100,6 +102,7 @@ def _blank(entry: Entry) -> dict[str, Any]:
         "bytes": None,
         "fits": None,
         "fit": "",
+        "report": None,
         "warnings": [*beside.faults, *(unsayable if {":", ">"} & set(entry.name) else [])],
         "refused": None,
     }
@@ -175,9 +178,6 @@ def _contents(file: AdapterFile) -> dict[str, Any]:
         "modules_by_component": dict(Counter(map(_component, file.modules)).most_common()),
         "unread_modules": unread,
         "embeddings": sorted({name.split(".")[1] for name in file.bundled}),
-        "tensors": len(tensors.names),
-        "tensors_by_dtype": dict(Counter(map(tensors.dtype, tensors.names)).most_common()),
-        "dtypes": sorted(set(map(tensors.dtype, tensors.names))),
     }
 
 

@@ -28,8 +28,10 @@ class Few:
     article: str = "a"
 
 
-def _few(name: str, called: str, *wants: Any, article: str = "a") -> Few:
-    return Few(name, re.compile(called), *wants, article=article)
+def _few(
+    name: str, called: str, sampler: str, steps: int, guidance: float, spacing: str | None = None, article: str = "a"
+) -> Few:
+    return Few(name, re.compile(called), sampler, steps, guidance, spacing, article)
 
 
 _WORD = r"(?<![a-z]){}(?![a-z])"

@@ -49,6 +49,7 @@ def test_a_listing_with_everything(folder: Path, tiny_bundle: Path) -> None:
     assert {name: row["fits"] for name, row in rows.items()} == {
         "fog": True, "glow": True, "glow-lcm": True, "ink": True, "old": False, "page": False, "portrait": False,
     }  # fmt: skip
+    assert len({tuple(row) for row in rows.values()}) == 1  # keys
     ink = rows["ink"]
     assert (ink["alias"], ink["trigger_words"], ink["multiplier"]) == ("inky", ["ink style", "pen"], 0.8)
     assert ink["preview"] == str(folder / "ink.preview.png") and ink["tags"] == [["pen", 3]]
@@ -75,7 +76,7 @@ def test_a_listing_for_people(folder: Path, tiny_bundle: Path) -> None:
     assert ink.endswith("ink.preview.png  ink style, pen")
     notes = lines[lines.index("") + 1 :]
     assert [note.split(":")[0] for note in notes] == ["glow-lcm", "old", "page", "portrait"]
-    assert notes[0] == "glow-lcm: glow-lcm is an LCM adapter: use --sampler lcm --steps 4 --guidance 1"
+    assert notes[0] == "glow-lcm: is an LCM adapter: use --sampler lcm --steps 4 --guidance 1"
     assert notes[3].startswith("portrait: does not fit: ")
 
 

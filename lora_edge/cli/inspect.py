@@ -27,6 +27,7 @@ def inspect(
 
 
 def _text(about: dict[str, Any]) -> str:
+    report = about["report"] or {"unused": {}, "warnings": []}
     groups = (
         (plain(about["name"]), _file(about)),
         ("contents", _contents(about)),
@@ -34,8 +35,8 @@ def _text(about: dict[str, Any]) -> str:
         ("training", {name: plain(value, MOST) for name, value in about["training"].items()}),
         ("in the bundle", _fit(about)),
         ("cannot be read", _first(about.get("unread_modules", {}))),
-        ("would go unused", _first(about.get("report", {}).get("unused", {}))),
-        ("warnings", dict(enumerate(about["warnings"] + about.get("report", {}).get("warnings", []), 1))),
+        ("would go unused", _first(report["unused"])),
+        ("warnings", dict(enumerate(about["warnings"] + report["warnings"], 1))),
     )
     told = (group(title, {str(key): item for key, item in items.items()}) for title, items in groups)
     return "\n\n".join(filter(None, told))
@@ -57,10 +58,8 @@ def _contents(about: dict[str, Any]) -> dict[str, Any]:
     counted = {"kinds": "kind", "ranks": "rank", "alphas": "alpha", "components": "component"}
     told = {name: counts(about[f"modules_by_{key}"]) for name, key in counted.items() if about.get(f"modules_by_{key}")}
     whole = {"kinds": ", ".join(about["kinds"]), "ranks": listed(about["ranks"])}
-    modules = f"{about['modules']} in {about['tensors']} tensors" if "modules" in about else ""
-    dtypes = counts(about.get("tensors_by_dtype", {}))
-    words = about.get("embeddings", [])
-    return {**whole, **told, "modules": modules, "dtypes": dtypes, "words of its own": words}
+    tensors, words = {"dtypes": counts(about["tensors_by_dtype"])}, about.get("embeddings", [])
+    return {**whole, **told, "modules": about.get("modules"), "tensors": about["tensors"], **tensors, "words": words}
 
 
 def _use(about: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +78,7 @@ def _use(about: dict[str, Any]) -> dict[str, Any]:
 def _fit(about: dict[str, Any]) -> dict[str, Any]:
     if about["fits"] is None:
         return {}
-    report, cost = about.get("report"), about.get("cost") or {}
+    report, cost = about["report"], about.get("cost") or {}
     full = size(cost["full_rank_bytes"]) if cost.get("full_rank") else ""
     if report is None:
         return {"fits": f"no: {about['fit']}"}

@@ -78,7 +78,8 @@ def _row(card: dict[str, Any]) -> tuple[object, ...]:
 def _notes(card: dict[str, Any]) -> list[str]:
     """What does not go into a line: refusals first."""
     misfit = f"does not fit: {card['fit']}" if card["fits"] is False and not card["refused"] else ""
-    return [note for note in (card["refused"], misfit, card["few_steps"], *card["warnings"]) if note]
+    few = (card["few_steps"] or "").removeprefix(f"{card['name']} ")
+    return [note for note in (card["refused"], misfit, few, *card["warnings"]) if note]
 
 
 def _check_place(out: Path) -> None:
