@@ -23,7 +23,7 @@ NUMBERS: Mapping[type, str] = {bool: "BOOL", int: "I64", float: "F64"}
 MAX_DEPTH = 32
 MAX_VALUES = 100_000  # counted as often as a name leads to them, however often they are shared
 MAX_NAME = 1000  # characters
-MAX_TEXT = 2**22  # characters of metadata
+MAX_TEXT = 2**22  # characters of names and metadata together
 
 
 @dataclass
@@ -70,6 +70,7 @@ def _flat(tree: Any) -> Flat:
             continue
         if name in flat.tensors or name in flat.metadata:
             raise Wrong(f"has two values of the name {quoted(name)}")
+        size += len(name)
         if isinstance(value, StoredTensor | Tensor):
             flat.tensors[name] = value
         elif type(value) in NUMBERS and beside_tensors and "." in name:
@@ -77,8 +78,8 @@ def _flat(tree: Any) -> Flat:
         else:
             flat.metadata[name] = text = _text(name, value)
             size += len(text)
-            if size > MAX_TEXT:
-                raise Wrong(f"has more than {MAX_TEXT} characters of metadata")
+        if size > MAX_TEXT:
+            raise Wrong(f"has more than {MAX_TEXT} characters of names and metadata")
     return flat
 
 

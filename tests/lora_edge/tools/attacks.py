@@ -193,6 +193,7 @@ ATTACKS: dict[str, Callable[[], bytes]] = {
     "a billion laughs": lambda: with_value(laughs(b"](K\x01K\x02e", 20, 10)),
     "a billion laughs in empty lists": lambda: with_value(laughs(b"]", 20, 10)),
     "a billion laughs in text": lambda: with_value(laughs(text("ha" * 10_000), 4, 10)),
+    "long names again and again": lambda: with_value(b"}" + entry("x" * 900, b"](" + b"K\x01" * 50_000 + b"e")),
     "a list in itself": lambda: with_value(b"]q\x00h\x00a"),
     "a dict in itself": lambda: with_value(b"}q\x00" + entry("x", b"h\x00")),
     "100,000 lists deep": lambda: with_value(b"]" * 100_000 + b"a" * 99_999),
