@@ -37,7 +37,10 @@ def open_base(bundle: Path | None, checkpoint: Path | None) -> Base:
 def open_multiplied(text: str, base: Base) -> Multiplied:
     """`FILE`, `FILE:multiplier` or `FILE:te:unet`, fitted; raises as `read_adapter` and `AdapterFile.fit`."""
     path, te, unet = (text, 1.0, 1.0) if Path(text).exists() else parse_multiplied(text)
-    return Multiplied(read_adapter(path).fit(base.tables, base=base), te, unet)
+    adapter = read_adapter(path).fit(base.tables, base=base)
+    for warning in adapter.report.warnings:
+        typer.echo(f"lora-edge: {path}: {warning}", err=True)
+    return Multiplied(adapter, te, unet)
 
 
 def show(made: Made, as_json: bool) -> None:

@@ -26,7 +26,6 @@ from lora_edge.tools.combine import (
     forms_of,
     needs_weight,
     norm_changes,
-    refuse_words,
     weight_change,
 )
 from lora_edge.tools.report import Over
@@ -74,7 +73,7 @@ def bake(
         RequestError: `out` exists, lies inside the base, or cannot be written.
     """
     out = Path(out)
-    refuse_words(adapters)
+    _refuse_words(adapters)
     own, other = out.resolve(), base.folder.resolve()
     if own.is_relative_to(other) or other.is_relative_to(own):
         raise RequestError(f"{out} and the base {base.folder} lie inside each other; choose another place")
@@ -99,6 +98,15 @@ def bake(
             shutil.copyfile(file.path, target)
             _add(component, file, changes[component], target)
     return Baked(out, {component: len(tensors) for component, tensors in changes.items()}, left_out)
+
+
+def _refuse_words(adapters: Sequence[Multiplied]) -> None:
+    """Words that a file teaches have no place in a checkpoint's layers."""
+    for adapter in (each.adapter for each in adapters):
+        if adapter.embeddings:
+            names = ", ".join(repr(embedding.name) for embedding in adapter.embeddings)
+            where = adapter.path or adapter.name
+            raise AdapterMismatch(f"{where} brings the words {names}, which no layer can hold; leave that file out")
 
 
 def _changes(base: Checkpoint, component: str, adapters: Sequence[Multiplied]) -> dict[str, ChangeOf]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from lora_edge.adapter import Adapter
 from lora_edge.arrays import Array
-from lora_edge.errors import AdapterMismatch, RequestError
+from lora_edge.errors import RequestError
 from lora_edge.forms import Bias, ComponentForms, Form, Gain, LowRank, NormDelta
 from lora_edge.reference import effective_weight
 from lora_edge.slots import Slot
@@ -57,19 +57,6 @@ def parse_multiplied(text: str) -> tuple[str, float, float]:
         numbers = [float(number) for number in found[2][1:].split(":")]
         return found[1], numbers[0], numbers[-1]
     return text, 1.0, 1.0
-
-
-def refuse_words(adapters: Sequence[Multiplied]) -> None:
-    """Refuse words that a file teaches.
-
-    Raises:
-        AdapterMismatch: an adapter brings some.
-    """
-    for adapter in (each.adapter for each in adapters):
-        if adapter.embeddings:
-            names = ", ".join(repr(embedding.name) for embedding in adapter.embeddings)
-            where = adapter.path or adapter.name
-            raise AdapterMismatch(f"{where} brings the words {names}, which no layer can hold; leave that file out")
 
 
 def forms_of(parts: Sequence[Part], slot: str) -> Held:

@@ -11,6 +11,8 @@ import numpy as np
 
 from lora_edge.arrays import Array
 from lora_edge.dialects import kohya
+from lora_edge.embedding import Embedding
+from lora_edge.embeddingfile import BUNDLED
 from lora_edge.slots import Slot, SlotTable
 from lora_edge.tools.write import Tensor, floats
 
@@ -22,6 +24,8 @@ FAMILIES: Mapping[tuple[int, bool], tuple[str, str]] = {
     (1024, True): ("sd_v2_768_v", "stable-diffusion-v2-768-v/lora"),
     (2048, False): ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
 }
+
+_ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # keys of SDXL's embeddings
 
 # Header strings that are untrue once the tensors were changed.
 STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "lora_adapter_metadata")
@@ -101,6 +105,13 @@ def lane_leaves(slot: Slot, down: Array, up: Array) -> dict[str, Array]:
         "lora_up.weight": up.T.reshape(slot.out_features, rank, *ones),
         "alpha": np.array(rank, np.float32),
     }
+
+
+def word_tensor(word: Embedding, component: str) -> tuple[str, Tensor]:
+    """(name, tensor) of a word's vectors for one text encoder, float32."""
+    key = "emb_params" if word.vectors.keys() == {"text_encoder"} else _ENCODERS[component]
+    name = f"{BUNDLED}{word.name}.{key}"
+    return name, floats(word.vectors[component], "F32", name)
 
 
 def rank_metadata(ranks: Iterable[int], scale: float | None = 1.0) -> dict[str, str]:

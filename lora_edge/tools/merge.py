@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from lora_edge.arrays import Array
-from lora_edge.errors import RequestError
+from lora_edge.embedding import Embedding
+from lora_edge.errors import AdapterMismatch, RequestError
 from lora_edge.slots import Slot
 from lora_edge.tools.checkpoint import Base
 from lora_edge.tools.combine import (
@@ -17,13 +18,12 @@ from lora_edge.tools.combine import (
     lanes,
     needs_weight,
     norm_changes,
-    refuse_words,
     weight_change,
 )
-from lora_edge.tools.kohya import Change, Changes, adapter_tensors, rank_metadata
+from lora_edge.tools.kohya import Change, Changes, adapter_tensors, rank_metadata, word_tensor
 from lora_edge.tools.report import Layer, Made, Over
 from lora_edge.tools.svd import Budget, Truncated, energy_of, truncate_lanes, truncate_whole
-from lora_edge.tools.write import check_file, stored_dtype, write_tensors
+from lora_edge.tools.write import Tensor, check_file, stored_dtype, write_tensors
 
 # Header strings about the base that are kept where all files agree on them.
 BASE_KEYS = ("ss_base_model_version", "ss_v2", "ss_sd_model_name", "modelspec.architecture")
@@ -42,7 +42,8 @@ def merge(
     """Write one adapter that does what all of them do together: W + sum multiplier (W'_1 - W).
 
     Without a budget the sum is exact: lanes lie side by side; a layer whose change depends on the base weight (DoRA,
-    IA3), or whose lanes would take more room than the whole difference, is written as that.
+    IA3), or whose lanes would take more room than the whole difference, is written as that. Words that come with the
+    files come with the merged one too.
 
     Args:
         adapters: fitted to `base`.
@@ -54,13 +55,13 @@ def merge(
         over: goes through the layers.
 
     Raises:
-        AdapterMismatch: an adapter brings words of its own, which are no update of a layer.
+        AdapterMismatch: two adapters bring the same word with other vectors.
         RequestError: nothing is left to write, or an `out` that cannot be written.
         AdapterValueError: numbers too large for the dtype.
     """
     out, stored = Path(out), stored_dtype(dtype)
     check_file(out, overwrite)
-    refuse_words(adapters)
+    words = word_tensors(adapters)
     changed = [Changes(table) for table in base.tables]
     layers: list[Layer] = []
     places = [(part, slot) for part in changed for slot in part.table]
@@ -72,7 +73,7 @@ def merge(
     for part in changed:
         part.norms.update(norm_changes([each.part(part.table.component) for each in adapters]))
     others = sum(part.others for part in changed)
-    if not layers and not others:
+    if not layers and not others and not words:
         raise RequestError("nothing is left to write: every multiplier is 0, or the adapters cancel out")
     metadata = {
         "ss_output_name": out.stem,
@@ -81,10 +82,30 @@ def merge(
         **rank_metadata(layer.rank for layer in layers if layer.rank is not None),
         **_shared_metadata(adapters),
     }
-    write_tensors(out, adapter_tensors(changed, stored), metadata)
+    write_tensors(out, adapter_tensors(changed, stored) | words, metadata)
     whole = [layer.name for layer in layers if layer.rank is None]
     told = f"{len(whole)} layers are written as whole differences (first: {whole[0]})" if whole else None
     return Made(out, tuple(layers), others, (f"{told}; give a rank to have lanes of them",) if told else ())
+
+
+def word_tensors(adapters: Sequence[Multiplied]) -> dict[str, Tensor]:
+    """Words as files bring them along, `bundle_emb.<word>.<key>`; multipliers do not concern them."""
+    words: dict[str, Embedding] = {}
+    for adapter in (each.adapter for each in adapters):
+        for embedding in adapter.embeddings:
+            known = words.setdefault(embedding.name, embedding)
+            if not _same(known, embedding):
+                where = f"{adapter.path or adapter.name} and a file before it"
+                raise AdapterMismatch(
+                    f"{where} bring other vectors for the word {embedding.name!r}; rename one of them"
+                )
+    return dict(word_tensor(word, component) for word in words.values() for component in word.vectors)
+
+
+def _same(one: Embedding, other: Embedding) -> bool:
+    return one.vectors.keys() == other.vectors.keys() and all(
+        np.array_equal(array, other.vectors[component]) for component, array in one.vectors.items()
+    )
 
 
 def _slot(part: Changes, slot: Slot, held: Held, weight: Array | None, budget: Budget | None) -> list[Layer]:
@@ -96,7 +117,8 @@ def _slot(part: Changes, slot: Slot, held: Held, weight: Array | None, budget: B
     if weight is not None or (crowded and budget is None):
         whole = weight_change(slot, held, weight)
         if budget is None:
-            change, told = Change(whole=whole, bias=bias), [Layer(name, None, *2 * (float(np.square(whole).sum()),))]
+            energy = float(np.square(whole).sum())
+            change, told = Change(whole=whole.astype(np.float32), bias=bias), [Layer(name, None, energy, energy)]
         else:
             flat = whole.reshape(slot.out_features, slot.patch)
             change, told = _truncated(name, truncate_whole(flat, slot.kernel or (), budget), bias)

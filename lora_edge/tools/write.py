@@ -134,7 +134,7 @@ def _header(names: list[str], tensors: Mapping[str, Tensor], metadata: Mapping[s
     for name in names:
         start, end = end, end + tensors[name].nbytes
         items[name] = {"dtype": tensors[name].dtype, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
-    text = json.dumps(items, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(items, separators=(",", ":")).encode()  # ASCII, whatever a stranger's names are made of
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 

@@ -155,6 +155,25 @@ def test_lanes_beyond_the_layer_are_written_whole(
     np.testing.assert_allclose(change, wanted, atol=1e-4)
 
 
+def test_words_come_along(base: Checkpoint, save: Any, lora: Any, opened: Opened, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = {"zap": rng.standard_normal((2, 64)).astype(np.float32), "a b": np.ones((1, 64), np.float32)}
+    bundled = {f"bundle_emb.{name}.emb_params": array for name, array in names.items()}
+    one = opened(save({**lora(base.tables[0], "lora_unet", "conv_in"), **bundled}), 0.5)
+    made = merge([one, one], base, tmp_path / "both.safetensors")
+    embeddings = read_adapter(made.path).fit(base.tables).embeddings
+    assert {word.name for word in embeddings} == set(names)
+    assert all(np.array_equal(word.vectors["text_encoder"], names[word.name]) for word in embeddings)
+    both = Embedding("zap", {"text_encoder": names["zap"], "text_encoder_2": np.ones((2, 80), np.float32)})
+    made = merge(
+        [Multiplied(Adapter("w", (), {}, {}, Report(), embeddings=(both,)))], base, tmp_path / "xl.safetensors"
+    )
+    assert {name: array.shape for name, array in load_file(made.path).items()} == {
+        "bundle_emb.zap.clip_l": (2, 64),
+        "bundle_emb.zap.clip_g": (2, 80),
+    }
+
+
 def test_refusals(base: Checkpoint, save: Any, lora: Any, opened: Opened, tmp_path: Path) -> None:
     adapter = opened(save(lora(base.tables[0], "lora_unet", "conv_in"))).adapter
     out = tmp_path / "out.safetensors"
@@ -162,9 +181,10 @@ def test_refusals(base: Checkpoint, save: Any, lora: Any, opened: Opened, tmp_pa
         merge([Multiplied(adapter, 1.0, 0.0)], base, out)
     with pytest.raises(AdapterValueError, match=r"lora_unet_conv_in\.lora_up\.weight has numbers that do not fit F16"):
         merge([Multiplied(adapter, 1.0, 1e6)], base, out)
-    words = Adapter("w", (), {}, {}, Report(), embeddings=(Embedding("zap", {}),))
-    with pytest.raises(AdapterMismatch, match="brings the words 'zap'"):
-        merge([Multiplied(adapter), Multiplied(words)], base, out)
+    zap = [Embedding("zap", {"text_encoder": np.full((2, 64), number, np.float32)}) for number in (0, 1)]
+    words = [Multiplied(Adapter(word.name, (), {}, {}, Report(), embeddings=(word,))) for word in zap]
+    with pytest.raises(AdapterMismatch, match="bring other vectors for the word 'zap'"):
+        merge([Multiplied(adapter), *words], base, out)
     with pytest.raises(RequestError, match="no dtype 'f'"):
         merge([Multiplied(adapter)], base, out, dtype="f")
     assert not list(tmp_path.glob("*out*"))

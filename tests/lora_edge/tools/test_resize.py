@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from lora_edge.adapterfile import read_adapter
-from lora_edge.errors import AdapterError
+from lora_edge.errors import AdapterError, RequestError
 from lora_edge.tools.resize import resize
 from lora_edge.tools.svd import Budget
 
@@ -185,6 +185,7 @@ def test_what_has_no_lanes_is_copied(write: Callable[..., Path], tmp_path: Path)
         "lora_unet_n.w_norm": normal(7),
         "lora_unet_n.b_norm": normal(7),
         "lora_unet_b.diff_b": normal(9),
+        "bundle_emb.zap.emb_params": normal(2, 64),
     }
     made = resize(read_adapter(write({**LINEAR, **others})), tmp_path / "small.safetensors", Budget(2))
     tensors = load_file(made.path)
