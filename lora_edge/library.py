@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from lora_edge.adapterfile import folder_weights, version
+from lora_edge.adapterfile import FOLDER_PICKLES, folder_weights, version
 from lora_edge.errors import AdapterError, AdapterNotFound
 from lora_edge.packhead import KEY as PACK_KEY
 from lora_edge.tensorfile import data_sha256, read_header
@@ -99,7 +99,7 @@ class Library:
                    if len(paths) == 1 and alias not in self._paths}  # fmt: skip
         made = [Entry(self._own_name(path), path, aliases.get(path)) for path in self._adapters()]
         pickles = {path for paths in self._pickles.values() for path in paths}
-        return tuple(sorted([*made, *(Entry(path.stem, path) for path in pickles)], key=lambda item: item.name))
+        return tuple(sorted([*made, *(Entry(_name(path), path) for path in pickles)], key=lambda item: item.name))
 
     def _adapters(self) -> set[Path]:
         return {path for paths in self._paths.values() for path in paths}
@@ -153,6 +153,9 @@ def short_hash(path: str | Path) -> str:
 
 
 def _name(path: Path) -> str:
+    """The stem of a file; the folder's name where PEFT and diffusers give every file the same one."""
+    if path.name in FOLDER_PICKLES:
+        return path.parent.name
     return path.name if path.is_dir() else path.stem
 
 
@@ -169,6 +172,8 @@ def _adapters(folder: Path, root: Path, stamp: list[tuple[Path, int]], seen: set
     seen.add(real)
     stamp.append((folder, folder.stat().st_mtime_ns))
     weights = folder_weights(folder) if folder.resolve() != root else None
+    # Beside an adapter's own weights lie a trainer's pickles, of its optimizer and the like.
+    wanted = (SUFFIX,) if weights else (SUFFIX, *PICKLES)
     if _inside(weights, root):
         yield folder
     for path in sorted(folder.iterdir()):
@@ -176,7 +181,7 @@ def _adapters(folder: Path, root: Path, stamp: list[tuple[Path, int]], seen: set
             continue
         if path.is_dir():
             yield from _adapters(path, root, stamp, seen)
-        elif path.suffix.lower() in (SUFFIX, *PICKLES) and _inside(path, root) and path != weights:
+        elif path.suffix.lower() in wanted and _inside(path, root) and path != weights:
             yield path
 
 

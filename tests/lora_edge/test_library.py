@@ -223,3 +223,13 @@ def test_pickles_are_listed_and_never_found(library: Library, put: Any) -> None:
     sentence = f"'oil' is the pickle old/oil.ckpt in {library.folder}; run `lora-edge convert` on it"
     with pytest.raises(AdapterNotFound, match=sentence):
         library.find("oil")
+
+
+def test_pickles_of_folders(library: Library, put: Any) -> None:
+    put("fog/adapter_model.safetensors")
+    (library.folder / "fog" / "optimizer.pt").write_bytes(b"\x80\x02")
+    (library.folder / "mist").mkdir()
+    (library.folder / "mist" / "adapter_model.bin").write_bytes(b"\x80\x02")
+    assert [entry.name for entry in library.entries()] == ["fog", "mist"]
+    with pytest.raises(AdapterNotFound, match="'mist' is the pickle mist/adapter_model.bin"):
+        library.find("mist")
