@@ -16,6 +16,8 @@ MAX_INSTRUCTIONS = 500_000  # each makes at most one object; a tensor takes abou
 MAX_KEY = 2**31  # integers beyond it can be chosen so that a dict of them takes quadratic time
 SHOWN = 100  # characters of a stranger's text that a message quotes
 
+OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
+
 Persistent: TypeAlias = Callable[[Any], Any]
 
 
@@ -61,21 +63,22 @@ def read_pickle(file: BinaryIO, known: Mapping[str, Any], persistent: Persistent
     """
     machine = _Machine(known, persistent)
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-            if count > MAX_INSTRUCTIONS:
-                raise Wrong(f"is a pickle of more than {MAX_INSTRUCTIONS} instructions; no adapter needs that many")
+        for _ in range(MAX_INSTRUCTIONS):
+            opcode = OPCODES.get(code := file.read(1))
+            if opcode is None:
+                what = f"has the unknown instruction {quoted(code)}" if code else "has no end"
+                raise Wrong(f"is not a whole pickle: it {what}")
             if opcode.name == "STOP":
                 return machine.result()
             step = STEPS.get(opcode.name)
-            if step is None:
-                about = "" if argument is None else f" ({quoted(argument).replace(' ', '.', 1)})"
-                raise Wrong(f"uses the pickle instruction {opcode.name}{about}, which no tensor needs; nothing was run")
-            step(machine, argument)
+            if step is None:  # before its argument is read
+                raise Wrong(f"uses the pickle instruction {opcode.name}, which no tensor needs; nothing was run")
+            step(machine, opcode.arg.reader(file) if opcode.arg else None)
     except (ValueError, OverflowError, struct.error) as reason:
         raise Wrong(f"is not a whole pickle: {quoted(reason)}") from None
     except (IndexError, KeyError):
         raise Wrong("is not a whole pickle: it takes what it never made") from None
-    raise Wrong("is not a whole pickle: it has no end")
+    raise Wrong(f"is a pickle of more than {MAX_INSTRUCTIONS} instructions; no adapter needs that many")
 
 
 class _Machine:
@@ -113,8 +116,11 @@ class _Machine:
 
     def find(self, name: str) -> None:
         if name not in self.known:
-            raise Wrong(f"asks for {quoted(name.replace(' ', '.', 1))}, which is no plain tensor; nothing was run")
+            self.refuse(name)
         self.push(self.known[name])
+
+    def refuse(self, name: str) -> None:
+        raise Wrong(f"asks for {quoted(name.replace(' ', '.', 1))}, which is no plain tensor; nothing was run")
 
     def find_on_stack(self) -> None:
         name, module = self.pop(), self.pop()
@@ -215,6 +221,7 @@ STEPS: Mapping[str, Step] = {
     **dict.fromkeys(("BINPUT", "LONG_BINPUT"), lambda machine, index: machine.remember(index)),
     "MEMOIZE": lambda machine, _: machine.remember(),
     "GLOBAL": lambda machine, name: machine.find(name),
+    "INST": lambda machine, name: machine.refuse(name),  # protocol 0 alone writes it; read to say what it asks for
     "STACK_GLOBAL": lambda machine, _: machine.find_on_stack(),
     "REDUCE": lambda machine, _: machine.call(),
     "NEWOBJ": lambda machine, _: machine.call(),

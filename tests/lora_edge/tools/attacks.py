@@ -216,6 +216,7 @@ ATTACKS: dict[str, Callable[[], bytes]] = {
     "LONG4": lambda: with_value(b"\x8b\xff\xff\xff\x7f"),
     "LONG in text": lambda: with_value(b"L" + b"9" * 100_000 + b"L\n"),
     "INT in text": lambda: with_value(b"I" + b"9" * 100_000 + b"\n"),
+    "STRING with an escape": lambda: with_value(b"S'\\^'\n"),
     "a number beyond 64 bits": lambda: archive(tree(entry("x.down", tensor()), entry("x.alpha", number(2**70)))),
     "BINUNICODE8 of 2^60 bytes": lambda: with_value(b"\x8d" + struct.pack("<Q", 2**60)),
     "BINBYTES8 of 2^60 bytes": lambda: with_value(b"\x8e" + struct.pack("<Q", 2**60)),
