@@ -1,6 +1,7 @@
 """The torch models behind the tiny bundle, in float64, with weights put in place of their own."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ class Twin:
     """One component as torch runs it.
 
     Attributes:
+        plain: the module as it was loaded, float32.
         inputs: as the graph takes them.
         parameters: `<slot or norm>.weight` and `.bias` -> float64; layers without a bias are given zeros.
     """
 
     def __init__(self, component: str, module: nn.Module, inputs: Mapping[str, Array]) -> None:
         self.component, self.inputs = component, dict(inputs)
+        self.plain = module.eval()
+        module = copy.deepcopy(module)
         for layer in module.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is None:
                 layer.bias = nn.Parameter(torch.zeros(layer.weight.shape[0]))
@@ -44,11 +48,15 @@ class Twin:
         for name, value in changed.items():
             bare = name.removeprefix(self._prefix)
             state[bare if bare in own else name] = torch.from_numpy(np.ascontiguousarray(value))
-        inputs = {name: _tensor(array) for name, array in self.inputs.items()}
         with torch.no_grad():
-            out = functional_call(self._module, state, kwargs={**inputs, **self._options})
+            return self.outputs(lambda **inputs: functional_call(self._module, state, kwargs=inputs), torch.float64)
+
+    def outputs(self, model: Callable[..., Any], dtype: torch.dtype = torch.float32) -> Outputs:
+        """Outputs of a module of this component, by the graph's names."""
+        inputs = {name: _tensor(array, dtype) for name, array in self.inputs.items()}
         if self.component == "unet":
-            return {"out_sample": out.sample.numpy()}
+            return {"out_sample": model(**inputs).sample.numpy()}
+        out = model(**inputs, output_hidden_states=True)
         hidden = {f"hidden_states.{index}": state.numpy() for index, state in enumerate(out.hidden_states)}
         return {
             "last_hidden_state": out.last_hidden_state.numpy(),
@@ -56,14 +64,10 @@ class Twin:
             **hidden,
         }
 
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {} if self.component == "unet" else {"output_hidden_states": True}
 
-
-def _tensor(array: Array) -> Tensor:
+def _tensor(array: Array, dtype: torch.dtype) -> Tensor:
     tensor = torch.from_numpy(array)
-    return tensor.double() if tensor.is_floating_point() else tensor
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def twins(model: Path) -> dict[str, Twin]:
