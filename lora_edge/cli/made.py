@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from lora_edge.adapterfile import read_adapter
 from lora_edge.bundle import Bundle
+from lora_edge.cli.text import plain, size, span, table
 from lora_edge.errors import RequestError
 from lora_edge.tools.checkpoint import Base, Checkpoint
 from lora_edge.tools.combine import Multiplied, parse_multiplied
@@ -39,7 +40,7 @@ def open_multiplied(text: str, base: Base) -> Multiplied:
     path, te, unet = (text, 1.0, 1.0) if Path(text).exists() else parse_multiplied(text)
     adapter = read_adapter(path).fit(base.tables, base=base)
     for warning in adapter.report.warnings:
-        typer.echo(f"lora-edge: {path}: {warning}", err=True)
+        typer.echo(f"lora-edge: {plain(path)}: {plain(warning)}", err=True)
     return Multiplied(adapter, te, unet)
 
 
@@ -48,17 +49,17 @@ def show(made: Made, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(made.to_json(), indent=1))
         return
-    for layer in sorted(made.layers, key=_loss)[:WORST]:
-        typer.echo(f"  {layer.share:7.2%} of the energy, rank {layer.rank or 'full'}: {layer.name}")
-    ranks = f"rank {'-'.join(map(str, sorted({made.ranks[0], made.ranks[-1]})))}, " if made.ranks else ""
-    size = made.path.stat().st_size / 1e6
+    worst = sorted(made.layers, key=_loss)[:WORST]
+    rows = [(layer.name, layer.rank or "whole", f"{layer.share:.2%}") for layer in worst]
+    typer.echo(table(("layers that lost most", "rank", "energy kept"), rows, most=80))
+    others = f", {made.others} biases and norms" if made.others else ""
+    ranks = f", rank {span(made.ranks)}" if made.ranks else ""
+    nbytes = size(made.path.stat().st_size)
     typer.echo(
-        f"Wrote {made.path}: {len(made.layers)} layers, {ranks}{made.share:.2%} of the energy kept, {size:.1f} MB."
+        f"Wrote {made.path}: {len(made.layers)} layers{others}{ranks}, {made.share:.2%} of the energy, {nbytes}."
     )
-    if made.others:
-        typer.echo(f"  and {made.others} biases and norms")
     for warning in made.warnings:
-        typer.echo(f"lora-edge: {warning}", err=True)
+        typer.echo(f"lora-edge: {plain(warning)}", err=True)
 
 
 def _loss(layer: Layer) -> float:

@@ -177,8 +177,7 @@ def fresh_folder(target: Path, overwrite: bool, error: type[LoraEdgeError], mark
         raise error(f"{target} exists already; pass overwrite (--force) to replace it")
     if target.exists() and not (target / mark).is_file():
         raise error(f"{target} has no {mark} and is therefore not replaced; choose another name")
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     partial.mkdir()
     try:
         yield partial

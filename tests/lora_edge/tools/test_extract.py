@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from lora_edge.adapter import Adapter
 from lora_edge.adapterfile import read_adapter
@@ -109,6 +110,24 @@ def test_the_family_is_that_of_the_base(base: Checkpoint, retuned: Callable[...,
     metadata = read_adapter(made.path).metadata
     assert metadata["modelspec.architecture"] == "stable-diffusion-v2-768-v/lora"
     assert (metadata["ss_base_model_version"], metadata["ss_v2"]) == ("sd_v2_768_v", "True")
+
+
+def test_two_text_encoders(base: Checkpoint, retuned: Callable[..., Path], tmp_path: Path) -> None:
+    """SDXL's names: the first encoder is `lora_te1`, the second has a projection."""
+    folders = []
+    for seed, name in enumerate(("base", "tuned")):
+        folders.append(retuned(low_rank(base, 2) if seed else {}, name))
+        torch.manual_seed(seed)
+        config = CLIPTextConfig(vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                                num_attention_heads=2, max_position_embeddings=8, projection_dim=12)  # fmt: skip
+        CLIPTextModelWithProjection(config).save_pretrained(folders[-1] / "text_encoder_2")
+    opened = [Checkpoint.open(folder) for folder in folders]
+    made = extract(*opened, tmp_path / "out.safetensors", Budget(4), dtype="fp32")
+    names = set(load_file(made.path))
+    assert "lora_te1_text_model_encoder_layers_1_mlp_fc2.alpha" in names and "lora_te2_text_projection.alpha" in names
+    assert not any(name.startswith("lora_te_") for name in names) and "embedding" in made.warnings[0]
+    fitted = read_adapter(made.path).fit(opened[0].tables)
+    assert set(fitted.components) == {"unet", "text_encoder", "text_encoder_2"}
 
 
 def test_biases_and_norms(base: Checkpoint, retuned: Callable[..., Path], tmp_path: Path) -> None:
