@@ -6,6 +6,7 @@ computed any more: reading a pack is checking it.
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def write_pack(adapter: Adapter, bundle: Bundle, path: str | Path, dtype: str = 
     Raises:
         RequestError: another dtype, no such folder, or a file is already there.
         AdapterValueError: a number that is not finite, or factors that float16 cannot hold.
-        AdapterMismatch: the adapter was fitted to another bundle.
+        AdapterMismatch, ComponentMissing: the adapter was fitted to another bundle.
     """
     if dtype not in DTYPES:
         raise RequestError(f"there is no dtype {dtype!r}; packs are written in {' or '.join(DTYPES)}")
@@ -112,7 +113,7 @@ def read_pack(
     strict: bool = True,
     max_bytes: int | None = None,
 ) -> Adapter:
-    """Read a pack for the bundle that it was written for.
+    """Read a pack for the bundle that it was written for; it is called as its file, up to `.pack`.
 
     Args:
         path: of the file.
@@ -135,10 +136,10 @@ def read_pack(
     head = _head(file, bundle)
     try:
         held = _by_component(file, head, bundle)
-        embeddings = _words(file, bundle)
         chosen = chosen_parts(head.parts, bundle, component, strict)
         ports = {name: _ports(file, head.parts[name], held[name]) for name in chosen}
-        refuse_beyond(max_bytes, ports.values(), path)
+        words = _word_tensors(file, bundle)
+        refuse_beyond(max_bytes, (*ports.values(), words), path)
         parts = {name: forms_of(bundle, name, ports[name]) for name in chosen}
     except AdapterMismatch as error:
         raise AdapterMismatch(f"{path} {error}") from None
@@ -149,7 +150,8 @@ def read_pack(
     }
     applied = tuple(name for name in file.names if name not in unused)
     metadata = {key: value for key, value in file.metadata.items() if key != KEY}
-    return Adapter(head.name, head.kinds, parts, metadata, Report(applied, unused), path, embeddings)
+    name = path.name.removesuffix(SUFFIX).removesuffix(".safetensors")
+    return Adapter(name, head.kinds, parts, metadata, Report(applied, unused), path, _embeddings(words))
 
 
 def chosen_parts(held: Mapping[str, Any], bundle: Bundle, component: str | None, strict: bool) -> tuple[str, ...]:
@@ -189,7 +191,7 @@ def _head(file: TensorFile, bundle: Bundle) -> Head:
     if made_for.fingerprint != own:
         raise PackMismatch(
             f"{file.path} was packed for another bundle: for {short(made_for.name)} with the fingerprint "
-            f"{made_for.fingerprint[:12]}, where {bundle.name!r} has {own[:12]}; {AGAIN}"
+            f"{short(made_for.fingerprint[:12])}, where {bundle.name!r} has {own[:12]!r}; {AGAIN}"
         )
     return head
 
@@ -225,13 +227,20 @@ def _ports(file: TensorFile, part: Part, held: Mapping[str, str]) -> Ports:
     return Ports({port: file.shape(tensor) for port, tensor in held.items()}, read, part.runs)
 
 
-def _words(file: TensorFile, bundle: Bundle) -> tuple[Embedding, ...]:
+def _word_tensors(file: TensorFile, bundle: Bundle) -> Ports:
+    """The tensors of words under their own names, checked."""
+    names = [name for name in file.names if name.startswith(TOKENS)]
+    for name in names:
+        _check_word(bundle, name.removeprefix(TOKENS).partition(".")[0], name, file.shape(name))
+        _check_dtype(file, name, ("F32",))
+    return Ports({name: file.shape(name) for name in names}, partial(_finite, file), {})
+
+
+def _embeddings(words: Ports) -> tuple[Embedding, ...]:
     made: dict[str, dict[str, FloatArray]] = {}
-    for tensor in (name for name in file.names if name.startswith(TOKENS)):
-        component, _, word = tensor.removeprefix(TOKENS).partition(".")
-        _check_word(bundle, component, tensor, file.shape(tensor))
-        _check_dtype(file, tensor, ("F32",))
-        made.setdefault(word, {})[component] = _finite(file, tensor)
+    for name in words.shapes:
+        component, _, word = name.removeprefix(TOKENS).partition(".")
+        made.setdefault(word, {})[component] = words.read(name)
     return tuple(Embedding(word, vectors) for word, vectors in made.items())
 
 
