@@ -76,7 +76,7 @@ def _norms(weight: FloatArray, factors: list[LowRank], axis: Axis) -> Array:
     for part in chunks(*rows.shape):
         changed = rows[part].astype(np.float64)
         for form in factors:
-            changed += form.scale * (form.down @ form.up[:, part]).T
+            changed += (form.scale * form.up[:, part]).T @ form.down.T
         if axis == "out":
             squares[part] = np.einsum("op,op->o", changed, changed)
         else:

@@ -15,7 +15,7 @@ from lora_edge.kinds.kind import Layer
 
 Pair = tuple[FloatArray, FloatArray]
 
-CHUNK = 1 << 20  # numbers of a temporary array
+CHUNK = 1 << 18  # numbers of a temporary array, so that it stays in a processor's cache
 
 
 def full(layer: Layer) -> int:

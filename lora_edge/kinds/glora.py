@@ -11,7 +11,7 @@ import numpy as np
 from lora_edge.arrays import FloatArray
 from lora_edge.errors import AdapterMismatch
 from lora_edge.forms import LowRank
-from lora_edge.kinds.factors import full, kron_matrix, lowrank, transposed, whole
+from lora_edge.kinds.factors import chunks, flat, full, kron_matrix, lowrank, transposed, whole
 from lora_edge.kinds.kind import Kind, Layer, Shapes, Size, Update, expect, need, weight_only
 from lora_edge.kinds.scale import SCALE_LEAVES, scale_of
 
@@ -57,8 +57,7 @@ def form(update: Update) -> tuple[LowRank, ...]:
     scale = scale_of(update, len(b2))
     out, width, *kernel = update.shape
     places = math.prod(kernel)
-    inputs_first = update.weight("glora").reshape(out, width, places).transpose(1, 2, 0).reshape(width, -1)
-    weighted = transposed(a1, width) @ inputs_first  # [rank, places * out]
+    weighted = _weighted(update.weight("glora").reshape(out, width, places), flat(a1, width))
     down, up, lowered = transposed(b2, len(b2)), transposed(b1, out), transposed(a2, len(a2))
     if made.full:
         change: FloatArray = (lowered @ weighted).reshape(-1, out)
@@ -67,6 +66,15 @@ def form(update: Update) -> tuple[LowRank, ...]:
     spread = kron_matrix(lowered, np.eye(places, dtype=np.float32))  # every place of the kernel by itself
     pair = np.concatenate((spread, down), axis=1), np.concatenate((weighted.reshape(-1, out), up))
     return (lowrank(pair, scale),)
+
+
+def _weighted(weight: FloatArray, a1: FloatArray) -> FloatArray:
+    """W a1 for every place of the kernel; weight: [out, in, places], a1: [in, rank] -> [rank, places * out]."""
+    made: FloatArray = np.empty((len(weight), weight.shape[2], a1.shape[1]), np.float32)
+    for part in chunks(len(weight), weight.shape[1] * weight.shape[2]):
+        rows = weight[part].swapaxes(1, 2)
+        made[part] = (rows.reshape(-1, len(a1)) @ a1).reshape(rows.shape[:2] + a1.shape[1:])
+    return np.ascontiguousarray(made.transpose(2, 1, 0)).reshape(a1.shape[1], -1)
 
 
 def rank(shapes: Shapes) -> int | None:
