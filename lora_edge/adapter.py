@@ -51,4 +51,5 @@ class Adapter:
     @property
     def nbytes(self) -> int:
         """Bytes that the adapter takes in memory."""
-        return sum(part.nbytes for part in (*self.components.values(), *self.embeddings))
+        forms = sum(part.nbytes for part in self.components.values())
+        return forms + sum(word.nbytes for word in self.embeddings)

@@ -11,7 +11,7 @@ from lora_edge.errors import RequestError
 from lora_edge.runtime.chunks import Chunk, chunked
 from lora_edge.runtime.components import Components
 from lora_edge.runtime.scene import Scene
-from lora_edge.runtime.swap import Swap, per_image
+from lora_edge.runtime.swap import Swap, of_image
 from lora_edge.runtime.words import Words
 from lora_edge.slots import TOKENS
 
@@ -137,7 +137,8 @@ def emphasized(state: FloatArray, weights: Sequence[float]) -> FloatArray:
     mean = weighted.mean(dtype=np.float64)
     if abs(mean) < LEAST_MEAN * np.abs(weighted).mean(dtype=np.float64):
         return weighted  # an encoder whose outputs have no mean: their ratio would be rounding alone
-    return (weighted * (state.mean(dtype=np.float64) / mean)).astype(np.float32)
+    made: FloatArray = weighted * np.float32(state.mean(dtype=np.float64) / mean)
+    return made
 
 
 def _seen(scene: Scene, image: int) -> str:
@@ -145,7 +146,5 @@ def _seen(scene: Scene, image: int) -> str:
     made = []
     for adapter, strength in scene.adapters:
         if TEXT_ENCODER in adapter.components:
-            each = per_image(strength)
-            own = strength if each is None else each[image if len(each) > 1 else 0]
-            made.append((id(adapter), repr(own)))
+            made.append((id(adapter), repr(of_image(strength, image))))
     return repr(made)

@@ -233,11 +233,11 @@ class Engine:
         request = self._resolver.resolve(request, pairs, Path(lora_dir) if lora_dir is not None else None)
         made: dict[int, Image.Image] = {}
         batches = request.batches()
-        self._runs = [f"images {', '.join(str(image + 1) for image in images)}" for images, _ in batches]
+        self._runs = [f"images {', '.join(str(image + 1) for image in part.images)}" for part in batches]
         if len(batches) > 1:
             log.warning("adapters with gains, biases or norms differ: made apart are %s", "; ".join(self._runs))
-        for images, part in batches:
-            made.update(zip(images, painter.paint(part, on_step), strict=True))
+        for part in batches:
+            made.update(zip(part.images, painter.paint(part, on_step), strict=True))
         return [label(made[image], self._parameters(request, image)) for image in range(request.rows)]
 
     def _parameters(self, request: Request, image: int) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from lora_edge.runtime.conditioning import TextModel
 from lora_edge.runtime.denoise import Predict, guided
 from lora_edge.runtime.image import to_images
 from lora_edge.runtime.noise import Noise
-from lora_edge.runtime.request import Request, Size
+from lora_edge.runtime.request import Request
+from lora_edge.runtime.size import Size
 from lora_edge.runtime.swap import Swap
 
 
@@ -25,7 +26,7 @@ class Progress:
     Attributes:
         step: 1 .. steps.
         steps: how many there are.
-        seeds: of the images that took the step; some of the batch where others run apart.
+        images: indices of those that took the step; some of the batch where others run apart.
         latents: [rows, channels, height, width] float32.
         denoised: the same, as the step estimated the finished image.
         decode: latents -> images.
@@ -33,7 +34,7 @@ class Progress:
 
     step: int
     steps: int
-    seeds: tuple[int, ...]
+    images: tuple[int, ...]
     latents: FloatArray
     denoised: FloatArray
     decode: Callable[[FloatArray], list[Image.Image]]
@@ -84,7 +85,7 @@ class Painter:
         for step in request.plan.run(self._model(request, clock), latents, noise):
             latents = step.latents
             if on_step is not None:
-                done = Progress(clock.step, clock.steps, request.seeds, step.latents, step.denoised, self.decode)
+                done = Progress(clock.step, clock.steps, request.images, step.latents, step.denoised, self.decode)
                 if on_step(done) is False:
                     raise Cancelled(f"cancelled after step {clock.step} of {clock.steps}")
             clock.step += 1
@@ -102,6 +103,7 @@ class Painter:
 
     def _model(self, request: Request, clock: "_Clock") -> Predict:
         """Latents and timestep -> prediction, with prompts, guidance and adapters inside."""
+        assert request.words is not None, "resolved"
         text = TextModel(self.bundle, self.components, self.swap, request.words, request.clip_skip)
         conditions = {scene.until: text.condition(scene, request.guided) for scene in request.story}
 

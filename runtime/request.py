@@ -13,7 +13,7 @@ from lora_edge.runtime import samplers
 from lora_edge.runtime.samplers import Plan
 from lora_edge.runtime.scene import Scene, alike, share
 from lora_edge.runtime.size import Size
-from lora_edge.runtime.swap import Pair, per_image
+from lora_edge.runtime.swap import Pair, multipliers
 from lora_edge.runtime.words import Words
 
 MAX_BATCH = 64
@@ -30,6 +30,7 @@ class Request:
     """A request that can be met.
 
     Attributes:
+        images: indices of the images in the whole request, which may take several batches.
         prompts, negatives: one per image.
         seeds: one per image.
         guidance: weight of classifier-free guidance; at most 1 means none.
@@ -37,9 +38,10 @@ class Request:
         width, height: pixels.
         clip_skip: which layer of the text encoder is read, counted from the last, 1.
         story: what holds from step to step, adapters included; empty until they are resolved.
-        words: what the text encoder can read; None until then.
+        words: what the text encoder can read, None until then.
     """
 
+    images: tuple[int, ...]
     prompts: tuple[Prompt, ...]
     negatives: tuple[Prompt, ...]
     seeds: tuple[int, ...]
@@ -66,10 +68,10 @@ class Request:
         """What holds at a step, counted from 1."""
         return next(scene for scene in self.story if scene.until >= step)
 
-    def batches(self) -> list[tuple[list[int], "Request"]]:
-        """The request in as few batches as can be, each with the indices of its images."""
+    def batches(self) -> list["Request"]:
+        """The request in as few batches as can be; their `images` say which is which."""
         groups = alike(self.story, self.rows)
-        return [(group, self if len(group) == self.rows else self._only(group)) for group in groups]
+        return [self] if len(groups) == 1 else [self._only(group) for group in groups]
 
     def _only(self, images: Sequence[int]) -> "Request":
         def of(items: tuple[Item, ...]) -> tuple[Item, ...]:
@@ -79,7 +81,14 @@ class Request:
             Scene(scene.until, of(scene.negatives), of(scene.parts), tuple(share(p, images) for p in scene.adapters))
             for scene in self.story
         )
-        return replace(self, prompts=of(self.prompts), negatives=of(self.negatives), seeds=of(self.seeds), story=story)
+        return replace(
+            self,
+            images=of(self.images),
+            prompts=of(self.prompts),
+            negatives=of(self.negatives),
+            seeds=of(self.seeds),
+            story=story,
+        )
 
 
 def make_request(
@@ -112,6 +121,7 @@ def make_request(
         raise RequestError(f"{width} x {height} pixels are more than the {MAX_PIXELS} that one image may have")
     first = secrets.randbelow(2**32) if seed is None else seed
     return Request(
+        images=tuple(range(batch)),
         prompts=tuple(prompts.parse(text) for text in _each(prompt, batch)),
         negatives=tuple(_negative(text) for text in _each(negative_prompt, batch)),
         seeds=tuple(first + row for row in range(batch)) if isinstance(first, int) else tuple(first),
@@ -132,19 +142,20 @@ def checked_pairs(adapters: Adapters, images: int | None = None) -> list[Pair]:
     Raises:
         RequestError: something else than (adapter, multiplier) pairs, or lists that are not one per image.
     """
-    if all(map(_is_pair, adapters)):
-        return [(adapter, strength) for adapter, strength in adapters]
-    if images is None or not all(isinstance(own, Sequence) and all(map(_is_pair, own)) for own in adapters):
+    given: list[Any] = list(adapters)
+    if all(map(_is_pair, given)):
+        return [(adapter, strength) for adapter, strength in given]
+    if images is None or not all(isinstance(own, Sequence) and all(map(_is_pair, own)) for own in given):
         raise RequestError("adapters is a list of (adapter, multiplier), the adapters from engine.load_adapter")
-    if len(adapters) != images:
-        raise RequestError(f"adapters has lists for {len(adapters)} images; there are {images}")
-    made: list[Pair] = []
-    for image, own in enumerate(adapters):
-        for adapter, strength in own:
-            if per_image(strength) is not None:
-                raise RequestError("an adapter that is given for one image takes one multiplier")
-            made.append((adapter, [strength if row == image else 0.0 for row in range(images)]))
-    return made
+    if len(given) != images:
+        raise RequestError(f"adapters has lists for {len(given)} images; there are {images}")
+    if any(len(multipliers(strength)) != 1 for own in given for _, strength in own):
+        raise RequestError("an adapter that is given for one image takes one multiplier")
+    return [
+        (adapter, [multipliers(strength)[0] if row == image else 0.0 for row in range(images)])
+        for image, own in enumerate(given)
+        for adapter, strength in own
+    ]
 
 
 def _is_pair(item: Any) -> bool:

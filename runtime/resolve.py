@@ -40,6 +40,7 @@ class Resolver:
         self._libraries: dict[Path, Library] = {}
         self._embeddings = EmbeddingLibrary(embeddings_dir) if embeddings_dir is not None else None
         self._told: set[Path] = set()
+        self._advised: set[str] = set()
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -61,9 +62,8 @@ class Resolver:
         names = dict.fromkeys(call.name for prompt in request.prompts for call in prompt.calls)
         called = self._called(list(names), lora_dir or self._lora_dir)
         everyone = [*called.values(), *(adapter for adapter, _ in adapters)]
-        for adapter in {id(one): one for one in everyone}.values():
-            if hint := advice(adapter.name, adapter.metadata):
-                log.info("%s", hint.sentence)
+        for adapter in everyone:
+            self._advise(adapter, request)
         words = Words(
             self._tokenizer,
             TEXT_ENCODER,
@@ -73,6 +73,15 @@ class Resolver:
         )
         story = scenes(request.prompts, request.negatives, request.plan.steps, called, adapters)
         return replace(request, story=story, words=words)
+
+    def _advise(self, adapter: Adapter, request: Request) -> None:
+        """Propose what a few-step adapter needs, once for each; nothing is changed."""
+        wants = advice(adapter.name, adapter.metadata)
+        if wants is None or adapter.name in self._advised:
+            return
+        if wants.sampler != request.plan.name or wants.guidance != request.guidance:
+            log.warning("%s", wants.sentence)
+            self._advised.add(adapter.name)
 
     def _installed(self) -> Mapping[str, Embedding]:
         """Embeddings of the folder; one of the same name that comes with an adapter gives way."""

@@ -11,7 +11,7 @@ from itertools import groupby
 from lora_edge.adapter import Adapter
 from lora_edge.multiplier import Multiplier
 from lora_edge.prompt import Part, Phase, Prompt
-from lora_edge.runtime.swap import Pair, Strength, per_image
+from lora_edge.runtime.swap import Pair, Strength, multipliers, of_image
 
 OFF = Multiplier(0.0, 0.0)
 
@@ -77,14 +77,13 @@ def alike(story: Sequence[Scene], images: int) -> list[list[int]]:
 def share(pair: Pair, images: Sequence[int]) -> Pair:
     """An adapter as some images of the batch see it."""
     adapter, strength = pair
-    each = per_image(strength)
-    return (adapter, strength) if each is None or len(each) == 1 else (adapter, [each[image] for image in images])
+    each = multipliers(strength)
+    return (adapter, each[0]) if len(each) == 1 else (adapter, [each[image] for image in images])
 
 
 def is_off(strength: Strength) -> bool:
     """Whether a multiplier, or all of them, are 0."""
-    each = per_image(strength)
-    return all(Multiplier.of(one) == OFF for one in ([strength] if each is None else each))
+    return all(Multiplier.of(one) == OFF for one in multipliers(strength))
 
 
 def _at(course: Sequence[Phase], step: int) -> Phase:
@@ -107,8 +106,7 @@ def _uniform(pairs: Sequence[Pair], image: int) -> list[tuple[str, int, str]]:
     made = []
     for adapter, strength in pairs:
         if any(part.uniform for part in adapter.components.values()):
-            each = per_image(strength)
-            own = strength if each is None else each[image if len(each) > 1 else 0]
-            if not is_off(own):
-                made.append((adapter.name, id(adapter), repr(Multiplier.of(own))))
+            own = Multiplier.of(of_image(strength, image))
+            if own != OFF:
+                made.append((adapter.name, id(adapter), repr(own)))
     return sorted(made)

@@ -23,6 +23,7 @@ Strength: TypeAlias = float | Multiplier | Sequence[float | Multiplier]
 
 Pair: TypeAlias = tuple[Adapter, Strength]
 
+RATIOS = 1 << 20  # bytes of block weights, spelled out place by place, that are kept
 MIXES = 256 << 20  # bytes that kept mixes hold on to; the arrays of a single adapter are its own
 
 
@@ -38,6 +39,7 @@ class Swap:
         self.copied: dict[str, int] = {}
         self._bundle = bundle
         self._norms: dict[str, dict[str, FloatArray]] = {}
+        self._ratios: Shelf[FloatArray] = Shelf(RATIOS, lambda ratios: ratios.nbytes)
         self._mixes: Shelf[tuple[Mix, tuple[Adapter, ...]]] = Shelf(MIXES, lambda held: held[0].nbytes)
 
     def feeds(
@@ -94,7 +96,7 @@ class Swap:
         sums: dict[int, tuple[Adapter, FloatArray, bool]] = {}
         for adapter, strength in adapters:
             if component in adapter.components:
-                numbers = _numbers(strength, table, step, steps)
+                numbers = self._numbers(strength, table, step, steps)
                 _, known, moves = sums.get(id(adapter), (adapter, np.zeros((1, 1), np.float32), False))
                 if 1 < len(known) != len(numbers) > 1:
                     _refuse_rows({len(known), len(numbers)}, rows)
@@ -105,6 +107,21 @@ class Swap:
             _refuse_rows(counts, rows)
         return acting
 
+    def _numbers(self, strength: Strength, table: SlotTable, step: int, steps: int) -> FloatArray:
+        """[rows or 1, places or 1] float32."""
+        try:
+            made = [self._places(Multiplier.of(one), table, step, steps) for one in multipliers(strength)]
+            return np.stack(np.broadcast_arrays(*made))
+        except (TypeError, ValueError):  # no numbers, or none at all
+            raise RequestError(f"multipliers {strength!r} are not one finite number per row") from None
+
+    def _places(self, multiplier: Multiplier, table: SlotTable, step: int, steps: int) -> FloatArray:
+        """[places or 1] float32: multiplier x block weight."""
+        number = np.array([multiplier.number(table.component, step, steps)], dtype=np.float32)
+        if (blocks := multiplier.blocks) is None:
+            return number
+        return number * self._ratios.take((table.component, blocks), lambda: blocks.ratios(table))
+
     def _mix(self, component: str, adapters: Sequence[Adapter]) -> Mix:
         parts = [adapter.components[component] for adapter in adapters]
         if any(part.norms for part in parts) and component not in self._norms:
@@ -113,33 +130,23 @@ class Swap:
         return Mix(table, parts, self._norms.get(component), partial(self._bundle.weight, component))
 
 
-def per_image(strength: Strength) -> Sequence[float | Multiplier] | None:
-    """The multipliers image by image, None where one is for all."""
-    return strength if isinstance(strength, Sequence | np.ndarray) and not isinstance(strength, str) else None
+def multipliers(strength: Strength) -> Sequence[float | Multiplier]:
+    """One for all images, or one for each."""
+    if isinstance(strength, Sequence | np.ndarray) and not isinstance(strength, str):
+        return strength
+    return [strength]
+
+
+def of_image(strength: Strength, image: int) -> float | Multiplier:
+    """The multiplier of one image."""
+    each = multipliers(strength)
+    return each[image if len(each) > 1 else 0]
 
 
 def _moves(strength: Strength, component: str) -> bool:
-    each = per_image(strength)
-    numbers = [strength] if each is None else each
-    return component == "unet" and any(isinstance(one, Multiplier) and one.moves for one in numbers)
+    return component == "unet" and any(isinstance(one, Multiplier) and one.moves for one in multipliers(strength))
 
 
 def _refuse_rows(counts: set[int], rows: int | None) -> None:
     found = " and ".join(map(str, sorted(counts)))
     raise RequestError(f"adapters have {found} multipliers for {rows or 'the same'} rows: give one, or one each")
-
-
-def _numbers(strength: Strength, table: SlotTable, step: int, steps: int) -> FloatArray:
-    """[rows or 1, places or 1] float32."""
-    each = per_image(strength)
-    try:
-        made = [_places(Multiplier.of(one), table, step, steps) for one in ([strength] if each is None else each)]
-        return np.stack(np.broadcast_arrays(*made))
-    except (TypeError, ValueError):  # no numbers, or none at all
-        raise RequestError(f"multipliers {strength!r} are not one finite number per row") from None
-
-
-def _places(multiplier: Multiplier, table: SlotTable, step: int, steps: int) -> FloatArray:
-    """[places or 1] float32: multiplier x block weight."""
-    number = np.array([multiplier.number(table.component, step, steps)], dtype=np.float32)
-    return number if multiplier.blocks is None else number * multiplier.blocks.ratios(table)

@@ -12,12 +12,16 @@ from lora_edge.errors import RequestError
 
 def generate(
     bundle: Annotated[Path, typer.Argument(help="A bundle that `lora-edge export` wrote.")],
-    prompt: Annotated[str, typer.Argument(help="What to draw; <lora:NAME:0.8> applies an adapter of --lora-dir.")],
+    prompt: Annotated[
+        list[str],
+        typer.Argument(help="What to draw; <lora:NAME:0.8> applies an adapter of --lora-dir. Several make one batch."),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG file; -2, -3, … are appended for a batch.")] = Path(
         "image.png"
     ),
     negative: Annotated[str, typer.Option("--negative", help="What not to draw.")] = "",
     lora_dir: Annotated[Path | None, typer.Option(help="Folder of adapters, subfolders included.")] = None,
+    embeddings_dir: Annotated[Path | None, typer.Option(help="Folder of embeddings (textual inversion).")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the first image; none draws one.")] = None,
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
     guidance: Annotated[float, typer.Option(help="Guidance scale; 1 or less is none.")] = 4.0,
@@ -27,6 +31,7 @@ def generate(
     width: Annotated[int | None, typer.Option(help="Pixels; the model's own size if not given.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels; the model's own size if not given.")] = None,
     batch: Annotated[int, typer.Option(help="Images in one batch; each has the next seed.")] = 1,
+    clip_skip: Annotated[int, typer.Option(help="Layer of the text encoder to read, from its end; 1 is the last.")] = 1,
     spacing: Annotated[str | None, typer.Option(help="Timestep spacing: leading, trailing or linspace.")] = None,
     prediction: Annotated[str | None, typer.Option(help="epsilon, v_prediction or sample.")] = None,
     preview_every: Annotated[int, typer.Option(help="Also write a preview PNG every so many steps; 0 is never.")] = 0,
@@ -40,6 +45,9 @@ def generate(
 
     Example: lora-edge generate bundle "a red apple <lora:ink:0.8>" --lora-dir styles --seed 7
 
+    Prompts are those of AUTOMATIC1111: (emphasis:1.2), [from:to:0.5], [this|that], AND, BREAK, any length. Tags may
+    also stand inside a schedule, and carry one: <lora:ink:1@0,0@0.5>, start=, stop=, lbw= block weights.
+
     Each PNG carries its prompt and settings as AUTOMATIC1111 writes them, so that other programs show them.
     """
     from lora_edge.runtime.engine import Engine
@@ -50,18 +58,19 @@ def generate(
     if not out.parent.is_dir():
         raise RequestError(f"the folder {out.parent} for the images does not exist")
     wanted: dict[str, Any] = {"timestep_spacing": spacing, "prediction_type": prediction}
-    engine = Engine.open(bundle, backend, lora_dir, providers=provider)
+    engine = Engine.open(bundle, backend, lora_dir, embeddings_dir, providers=provider)
     with tqdm(total=steps, disable=as_json, unit="step") as bar:
 
         def on_step(progress: Any) -> None:
-            bar.total = progress.steps
+            if progress.step == 1:
+                bar.total = bar.n + progress.steps  # images that run apart begin anew
             bar.update(1)
             if preview_every and progress.step % preview_every == 0 and progress.step < progress.steps:
-                for row, preview in enumerate(progress.preview()):
+                for row, preview in zip(progress.images, progress.preview(), strict=True):
                     save_png(preview, _numbered(out.with_stem(f"{out.stem}.step{progress.step:02d}"), row))
 
         images = engine.generate(
-            prompt,
+            prompt[0] if len(prompt) == 1 else prompt,
             negative,
             seed=seed,
             steps=steps,
@@ -70,6 +79,7 @@ def generate(
             width=width,
             height=height,
             batch=batch,
+            clip_skip=clip_skip,
             on_step=on_step,
             **{name: value for name, value in wanted.items() if value is not None},
         )
