@@ -15,10 +15,11 @@ from lora_edge.fewsteps import advice
 from lora_edge.kinds import claim
 from lora_edge.library import Entry, short_hash
 from lora_edge.opening import open_adapter
+from lora_edge.ortfile import is_ort_adapter
 from lora_edge.packhead import KEY as PACK_KEY
 from lora_edge.packhead import Head
 from lora_edge.sidecar import read_sidecar, split_words
-from lora_edge.tensorfile import read_header
+from lora_edge.tensorfile import Header, read_header
 from lora_edge.training import TRIGGER_KEY, facts, frequent_tags
 
 # What a name begins with -> the component that it belongs to, as far as that can be told without a bundle.
@@ -33,6 +34,7 @@ PREFIXES: Mapping[str, tuple[str, ...]] = {
     "transformer": ("transformer.", "lora_transformer_"),
     "embeddings": ("bundle_emb.",),
 }  # fmt: skip
+ORT_KIND = "onnx_adapter"  # ONNX Runtime's own files hold graph inputs and nothing of where they came from
 OTHER = "unnamed"  # names that do not say their component
 
 
@@ -66,10 +68,11 @@ def inspection(path: str | Path, bundle: Bundle | None = None) -> dict[str, Any]
     entry = Entry(path.resolve().name if path.is_dir() else path.stem, path)
     made = _blank(entry)
     made |= _told(entry, made)
-    header = read_header(weights)
+    ready = is_ort_adapter(weights)
+    header = Header({}, {}, 0) if ready else read_header(weights)
     metadata, dtypes = header.metadata, Counter(tensor.dtype for tensor in header.entries.values())
-    made |= {"tensors": dtypes.total(), "tensors_by_dtype": dict(dtypes.most_common()), "dtypes": sorted(dtypes)}
-    if PACK_KEY not in metadata:
+    made |= {"tensors": len(header.entries) or None, "tensors_by_dtype": dict(dtypes), "dtypes": sorted(dtypes)}
+    if PACK_KEY not in metadata and not ready:
         adapter = read_adapter(path)
         made |= _contents(adapter)
         made["cost"] = asdict(adapter.cost(bundle.tables)) if bundle else None
@@ -110,6 +113,8 @@ def _blank(entry: Entry) -> dict[str, Any]:
 
 def _told(entry: Entry, made: Mapping[str, Any]) -> dict[str, Any]:
     weights = version(entry.path)[0]
+    if is_ort_adapter(weights):
+        return {"kinds": [ORT_KIND], "hash": sha256(weights)[:12], "bytes": weights.stat().st_size}
     metadata = read_header(weights).metadata
     few = advice(entry.name.rpartition("/")[2], metadata)
     told = {

@@ -139,6 +139,27 @@ def test_an_inspection_counts_what_goes_unused(styles: Path, tiny_bundle: Path, 
     assert "would go unused" in text and f"{SDXL}.lora_down.weight" in text
 
 
+@pytest.mark.parametrize("form", ["safetensors", "onnx_adapter"])
+def test_what_was_packed(form: str, styles: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    glow = styles / "deep" / "glow.safetensors"
+    out = tmp_path / ("glow.pack.safetensors" if form == "safetensors" else "glow")
+    told("pack", glow, "--bundle", tiny_bundle, "--format", form, "-o", out)
+    [packed] = tmp_path.iterdir()
+    about = json.loads(told("inspect", packed, "--bundle", tiny_bundle, "--json"))
+    assert about["fits"] is True and about["report"]["layers"] == {"unet": inspected_layers(glow, tiny_bundle)}
+    assert about["kinds"] == (["lora"] if form == "safetensors" else ["onnx_adapter"])
+    assert "fits    yes: " in told("inspect", packed, "--bundle", tiny_bundle)
+    if form == "safetensors":
+        [row] = json.loads(told("loras", tmp_path, "--bundle", tiny_bundle, "--json"))
+        assert (row["name"], row["alias"], row["pack"]["name"]) == ("glow.pack", "glow", "glow")
+        assert "pack, lora" in told("loras", tmp_path)
+
+
+def inspected_layers(path: Path, bundle: Path) -> int:
+    layers: dict[str, int] = json.loads(told("inspect", path, "--bundle", bundle, "--json"))["report"]["layers"]
+    return layers["unet"]
+
+
 def test_names_from_strangers_do_not_steer_the_terminal(folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "ink.safetensors", tmp_path / "a\x1b[2Jb.safetensors")
     (tmp_path / "a\x1b[2Jb.json").write_text(json.dumps({"activation text": "\x1b]0;x\x07 \ud800"}))
