@@ -116,16 +116,17 @@ def is_adapter_leaf(leaf: str) -> bool:
 def split(tensor: str) -> tuple[str, str]:
     """The name of a tensor -> (module name, leaf).
 
-    The module of a kohya name ends at its first dot. Of any other name the longest known spelling at the end is the
-    leaf, or what is after the last dot.
+    The module of a kohya name ends at its first dot, unless only what is behind a later one is known. Of any other
+    name the longest known spelling at the end is the leaf, or what is after the last dot.
     """
     head, *rest = parts = tensor.split(".")
-    if rest and _FLAT.fullmatch(head):
-        return head, _leaf(rest) or ".".join(rest)
+    flat = bool(rest) and _FLAT.fullmatch(head) is not None
+    if flat and (leaf := _leaf(rest)):
+        return head, leaf
     for length in range(min(_LONGEST, len(rest)), 0, -1):
         if (leaf := _leaf(parts[-length:])) and (module := ".".join(parts[:-length])):
             return module, leaf
-    module, _, leaf = tensor.rpartition(".")
+    module, _, leaf = tensor.partition(".") if flat else tensor.rpartition(".")
     return (module, leaf) if leaf else ("", tensor)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from lora_edge.arrays import FloatArray
 from lora_edge.errors import AdapterMismatch
 from lora_edge.forms import LowRank
-from lora_edge.kinds.factors import flat, full
+from lora_edge.kinds.factors import chunks, flat, full
 from lora_edge.kinds.kind import Kind, Layer, Shapes, Size, Update, vector, weight_only
 from lora_edge.kinds.rotation import rotated, turns
 
@@ -39,11 +39,10 @@ def form(update: Update) -> tuple[LowRank, ...]:
         change_of = update.tensors["oft_diag"].astype(np.float32)
         change_of -= np.eye(change_of.shape[1], dtype=np.float32)
     weight = update.weight("oft")
-    rows, n = flat(weight, len(weight)), change_of.shape[1]
-    change: FloatArray = np.empty((rows.shape[1], len(rows)), np.float32)
-    for number, turn in enumerate(change_of):
-        block = slice(number * n, (number + 1) * n)
-        change[:, block] = rows[block].T @ turn
+    rows = flat(weight, len(weight)).reshape(*change_of.shape[:2], -1)
+    change: FloatArray = np.empty((rows.shape[2], len(weight)), np.float32)
+    for part in chunks(*change.shape):
+        change[part] = (change_of.swapaxes(1, 2) @ rows[:, :, part]).reshape(len(weight), -1).T
     return (rotated(update, weight, change),)
 
 
