@@ -54,10 +54,8 @@ def show(made: Made, as_json: bool) -> None:
     typer.echo(table(("layers that lost most", "rank", "energy kept"), rows, most=80))
     others = f", {made.others} biases and norms" if made.others else ""
     ranks = f", rank {span(made.ranks)}" if made.ranks else ""
-    nbytes = size(made.path.stat().st_size)
-    typer.echo(
-        f"Wrote {made.path}: {len(made.layers)} layers{others}{ranks}, {made.share:.2%} of the energy, {nbytes}."
-    )
+    told = f"{len(made.layers)} layers{others}{ranks}, {made.share:.2%} of the energy"
+    typer.echo(f"Wrote {made.path}: {told}, {size(made.path.stat().st_size)}.")
     for warning in made.warnings:
         typer.echo(f"lora-edge: {plain(warning)}", err=True)
 

@@ -23,6 +23,7 @@ from lora_edge.tools.combine import (
     Multiplied,
     bias_change,
     changes_weight,
+    check_fitted,
     forms_of,
     needs_weight,
     norm_changes,
@@ -67,12 +68,14 @@ def bake(
         over: goes through the files of weights.
 
     Raises:
-        AdapterMismatch: a bias for a layer that has none, or words, which no layer holds.
+        AdapterMismatch: a bias for a layer that has none, words, which no layer holds, or an adapter that was fitted to
+            another base.
         AdapterValueError: numbers too large for the checkpoint's dtype.
         CheckpointError: a weight in a dtype that is not written, or missing from a variant.
         RequestError: `out` exists, lies inside the base, or cannot be written.
     """
     out = Path(out)
+    check_fitted(adapters, base.tables)
     _refuse_words(adapters)
     own, other = out.resolve(), base.folder.resolve()
     if own.is_relative_to(other) or other.is_relative_to(own):
@@ -85,11 +88,8 @@ def bake(
         for weights in base.variants[component] if tensors
         for file in weights.files
     }  # fmt: skip
-    mark = (
-        "model_index.json"
-        if (base.folder / "model_index.json").is_file()
-        else f"{base.tables[0].component}/config.json"
-    )
+    marks = ("model_index.json", f"{base.tables[0].component}/config.json")
+    mark = next(mark for mark in marks if (base.folder / mark).is_file())
     with fresh_folder(out, overwrite, RequestError, mark) as partial_folder:
         paths = {file.path for _, file in rewritten}
         left_out = tuple(_copied(base.folder, partial_folder, paths, [name for name in changes if changes[name]]))
@@ -142,10 +142,8 @@ def _check(base: Checkpoint, changes: Mapping[str, Mapping[str, ChangeOf]]) -> N
             for name in tensors:
                 if name not in weights.places:
                     raise CheckpointError(f"{where} has no {name}, which {base.weights(component).files[0].path} has")
-                if weights.dtype(name) not in WRITABLE:
-                    raise CheckpointError(
-                        f"{where} has {name} in {weights.dtype(name)}; {', '.join(WRITABLE)} are written"
-                    )
+                if (dtype := weights.dtype(name)) not in WRITABLE:
+                    raise CheckpointError(f"{where} has {name} in {dtype}; {', '.join(WRITABLE)} are written")
 
 
 def _add(component: str, file: TensorFile, changes: Mapping[str, ChangeOf], target: Path) -> None:

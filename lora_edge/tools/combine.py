@@ -9,10 +9,10 @@ import numpy as np
 
 from lora_edge.adapter import Adapter
 from lora_edge.arrays import Array
-from lora_edge.errors import RequestError
+from lora_edge.errors import AdapterMismatch, RequestError
 from lora_edge.forms import Bias, ComponentForms, Form, Gain, LowRank, NormDelta
 from lora_edge.reference import effective_weight
-from lora_edge.slots import Slot
+from lora_edge.slots import Slot, SlotTable
 
 Part = tuple[float, ComponentForms]  # multiplier, what the adapter changes in a component
 Held = Sequence[tuple[float, tuple[Form, ...]]]  # (multiplier, forms) of each adapter that changes a slot
@@ -57,6 +57,23 @@ def parse_multiplied(text: str) -> tuple[str, float, float]:
         numbers = [float(number) for number in found[2][1:].split(":")]
         return found[1], numbers[0], numbers[-1]
     return text, 1.0, 1.0
+
+
+def check_fitted(adapters: Sequence[Multiplied], tables: Sequence[SlotTable]) -> None:
+    """Refuse adapters that change what the tables do not have.
+
+    Raises:
+        AdapterMismatch: one was fitted to another base.
+    """
+    places = {(table.component, path) for table in tables for path in (*table.by_name, *table.norms)}
+    for adapter in (each.adapter for each in adapters):
+        for component, part in adapter.components.items():
+            for path in (*part.slots, *part.norms):
+                if (component, path) not in places:
+                    where = adapter.path or adapter.name
+                    raise AdapterMismatch(
+                        f"{where} changes {path} of {component}, which the base lacks; fit it to this one"
+                    )
 
 
 def forms_of(parts: Sequence[Part], slot: str) -> Held:

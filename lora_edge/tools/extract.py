@@ -1,6 +1,6 @@
 """Two checkpoints -> the adapter that leads from one to the other, by truncated SVD of each layer's difference."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,10 +17,14 @@ from lora_edge.tools.write import check_file, same_in, stored_dtype, write_tenso
 
 SHOWN = 3  # tensors that a warning names
 
+AS_ASKED = "as biases and norms were not asked for"
+NOT_CARRIED = "as no adapter carries it"
+ONE_SIDE = "as only one checkpoint has it"
+
 
 @dataclass
 class _Left:
-    """What differs and no adapter carries, or this one was asked not to."""
+    """What differs and is not written: why -> what."""
 
     names: dict[str, list[str]] = field(default_factory=dict)
 
@@ -30,7 +34,7 @@ class _Left:
     def sentences(self) -> Iterator[str]:
         for why, names in self.names.items():
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            yield f"{len(names)} tensors differ and are left out, {why}: {', '.join(names[:SHOWN])}{more}"
+            yield f"left out, {why}: {', '.join(names[:SHOWN])}{more}"
 
 
 def extract(
@@ -108,7 +112,7 @@ def _slot(pair: Pair, path: str, part: Changes, budget: Budget, left: _Left, nor
     slot = part.table.by_name[path]
     bias = difference(pair, f"{path}.bias") if slot.has_bias else None
     if bias is not None and not norms:
-        left.add("as asked", f"{path}.bias of {part.table.component}")
+        left.add(AS_ASKED, f"{path}.bias of {part.table.component}")
         bias = None
     lanes = None
     if (change := difference(pair, f"{path}.weight")) is not None:
@@ -127,7 +131,7 @@ def _norm(pair: Pair, path: str, part: Changes, left: _Left, norms: bool) -> Non
     if changed and norms:
         part.norms[path] = changed
     for leaf in () if norms else changed:
-        left.add("as asked", f"{path}.{leaf} of {part.table.component}")
+        left.add(AS_ASKED, f"{path}.{leaf} of {part.table.component}")
 
 
 def _shared(base: Checkpoint, tuned: Checkpoint) -> list[SlotTable]:
@@ -158,17 +162,21 @@ def _others(base: Checkpoint, tuned: Checkpoint, shared: list[SlotTable], left: 
     for table in shared:
         pair = base.weights(table.component), tuned.weights(table.component)
         carried = {f"{path}.{leaf}" for path in (*table.by_name, *table.norms) for leaf in ("weight", "bias")}
-        for name in _parameters(pair[0]).keys() - carried:
+        for name in sorted(_parameters(pair[0]).keys() - carried):
             if difference(pair, name) is not None:
-                left.add("as adapters do not carry them", f"{name} of {table.component}")
-    alone = {table.component for table in (*base.tables, *tuned.tables)} - {table.component for table in shared}
-    for component in sorted(alone):
-        left.add("as only one side has the component", component)
+                left.add(NOT_CARRIED, f"{name} of {table.component}")
+    for component in sorted({table.component for table in base.tables} ^ {table.component for table in tuned.tables}):
+        left.add(ONE_SIDE, component)
     folders = [checkpoint.folder / "vae" for checkpoint in (base, tuned)]
-    if all((folder / "config.json").is_file() for folder in folders):
+    if all(folder.is_dir() for folder in folders) and not _equal(folders):
+        left.add(NOT_CARRIED, "the vae")
+
+
+def _equal(folders: Sequence[Path]) -> bool:
+    """Whether two components have the same weights; no, where they cannot be compared."""
+    try:
         one, other = (open_variants(folder)[0] for folder in folders)
-        names = _parameters(one).keys() & _parameters(other).keys()
-        if len(names) < len(one.places) or any(
-            one.shape(name) != other.shape(name) or difference((one, other), name) is not None for name in sorted(names)
-        ):
-            left.add("as adapters do not carry them", "those of the vae")
+        shapes = _parameters(one)
+        return shapes == _parameters(other) and all(difference((one, other), name) is None for name in shapes)
+    except CheckpointError:
+        return False

@@ -14,6 +14,7 @@ from lora_edge.tools.combine import (
     Held,
     Multiplied,
     bias_change,
+    check_fitted,
     forms_of,
     lanes,
     needs_weight,
@@ -55,12 +56,13 @@ def merge(
         over: goes through the layers.
 
     Raises:
-        AdapterMismatch: two adapters bring the same word with other vectors.
+        AdapterMismatch: an adapter was fitted to another base, or two bring the same word with other vectors.
         RequestError: nothing is left to write, or an `out` that cannot be written.
         AdapterValueError: numbers too large for the dtype.
     """
     out, stored = Path(out), stored_dtype(dtype)
     check_file(out, overwrite)
+    check_fitted(adapters, base.tables)
     words = word_tensors(adapters)
     changed = [Changes(table) for table in base.tables]
     layers: list[Layer] = []

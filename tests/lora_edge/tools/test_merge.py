@@ -16,7 +16,7 @@ from lora_edge.adapterfile import read_adapter
 from lora_edge.bundle import Bundle
 from lora_edge.embedding import Embedding
 from lora_edge.errors import AdapterMismatch, AdapterValueError, RequestError
-from lora_edge.forms import Bias, LowRank
+from lora_edge.forms import Bias, ComponentForms, LowRank
 from lora_edge.tools.bake import bake
 from lora_edge.tools.checkpoint import Checkpoint
 from lora_edge.tools.combine import Multiplied, parse_multiplied
@@ -185,6 +185,9 @@ def test_refusals(base: Checkpoint, save: Any, lora: Any, opened: Opened, tmp_pa
     words = [Multiplied(Adapter(word.name, (), {}, {}, Report(), embeddings=(word,))) for word in zap]
     with pytest.raises(AdapterMismatch, match="bring other vectors for the word 'zap'"):
         merge([Multiplied(adapter), *words], base, out)
+    lost = Multiplied(Adapter("lost", (), {"unet": ComponentForms({"gone": ()})}, {}, Report()))
+    with pytest.raises(AdapterMismatch, match="lost changes gone of unet, which the base lacks"):
+        merge([lost], base, out)
     with pytest.raises(RequestError, match="no dtype 'f'"):
         merge([Multiplied(adapter)], base, out, dtype="f")
     assert not list(tmp_path.glob("*out*"))
