@@ -116,17 +116,14 @@ def is_adapter_leaf(leaf: str) -> bool:
 def split(tensor: str) -> tuple[str, str]:
     """The name of a tensor -> (module name, leaf).
 
-    The module of a kohya name ends at its first dot, unless only what is behind a later one is known. Of any other
-    name the longest known spelling at the end is the leaf, or what is after the last dot.
+    The longest known spelling at the end of the name is the leaf. An unknown one begins at the first dot of a kohya
+    name, at the last dot of any other.
     """
-    head, *rest = parts = tensor.split(".")
-    flat = bool(rest) and _FLAT.fullmatch(head) is not None
-    if flat and (leaf := _leaf(rest)):
-        return head, leaf
-    for length in range(min(_LONGEST, len(rest)), 0, -1):
+    parts = tensor.split(".")
+    for length in range(min(_LONGEST, len(parts) - 1), 0, -1):
         if (leaf := _leaf(parts[-length:])) and (module := ".".join(parts[:-length])):
             return module, leaf
-    module, _, leaf = tensor.partition(".") if flat else tensor.rpartition(".")
+    module, _, leaf = tensor.partition(".") if _FLAT.fullmatch(parts[0]) else tensor.rpartition(".")
     return (module, leaf) if leaf else ("", tensor)
 
 
