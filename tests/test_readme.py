@@ -38,7 +38,7 @@ def test_python(place: Path) -> None:
 
 def test_shell(place: Path) -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("lora-edge ")]
-    assert len(lines) == 5
+    assert len(lines) == 10
     for line in lines:
         words = shlex.split(line)[1:]
         if words[0] == "export":
