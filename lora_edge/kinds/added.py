@@ -4,6 +4,7 @@ Early LyCORIS extractions keep what their factors leave out so: whole (AUTOMATIC
 `bias_indices` [axes, n], `bias_values` [n], `bias_size` [axes] of a sparse tensor of the weight's shape.
 """
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from lora_edge.arrays import Array, FloatArray
 from lora_edge.errors import AdapterMismatch
 from lora_edge.forms import LowRank, NormDelta
-from lora_edge.kinds.factors import full, lowrank, transposed, whole
+from lora_edge.kinds.factors import chunks, full, lowrank, transposed, whole
 from lora_edge.kinds.kind import Layer, Shapes, Size, Update, expect, need
 from lora_edge.kinds.modifier import Forms, Modifier
 
@@ -30,19 +31,22 @@ def _size(shapes: Shapes, layer: Layer, size: Size) -> Size:
         indices, values = shapes["bias_indices"], shapes["bias_values"]
         if len(indices) != 2 or indices[1:] != values or shapes["bias_size"] != indices[:1]:
             raise AdapterMismatch(f"has bias_indices {list(indices)} that do not follow its values {list(values)}")
+        if values[0] > math.prod(layer):
+            raise AdapterMismatch(f"has {values[0]} bias_values where the layer has {math.prod(layer)} weights")
     return replace(size, lanes=size.lanes + full(layer), full=True)
 
 
 def _dense(update: Update) -> FloatArray:
     """[patch, out]: both tensors together."""
-    made = np.zeros((int(np.prod(update.shape[1:])), update.shape[0]), np.float32)
+    made = np.zeros((math.prod(update.shape[1:]), update.shape[0]), np.float32)
     if "bias" in update.tensors:
         made += transposed(update.tensors["bias"], update.shape[0])
     if "bias_values" in update.tensors:
         indices, values, axes = (update.tensors[leaf] for leaf in SPARSE)
         shape = tuple(int(axis) for axis in axes)
         expect({"bias_size": shape}, "bias_size", update.shape)
-        np.add.at(made, _places(indices, shape, len(made)), values)
+        for part in chunks(len(values), len(axes)):
+            np.add.at(made, _places(indices[:, part], shape, len(made)), values[part])
     return made
 
 

@@ -180,3 +180,11 @@ def test_norms_are_spelled_too(sd15_table: SlotTable) -> None:
 @pytest.mark.parametrize("name", ["", "unet", "lora_unet_", "vae.decoder.conv_in", "lora_te3_encoder_block_0"])
 def test_other_names_mean_nothing(name: str, sd15_table: SlotTable, text_table: SlotTable) -> None:
     assert name not in spell([sd15_table, text_table])
+
+
+def test_the_spelling_of_a_bundle_is_made_once(unet_table: SlotTable, text_table: SlotTable) -> None:
+    tables = [unet_table, text_table]
+    assert spell(tables) is spell(tuple(tables))
+    assert spell(tables) is not spell([unet_table])
+    fewer = SlotTable("unet", unet_table.slots[:-1], unet_table.norms, unet_table.facts)
+    assert spell([fewer]) is not spell([unet_table]) and len(spell([fewer])) < len(spell([unet_table]))

@@ -100,6 +100,7 @@ LORA = {"down": (2, 10), "up": (6, 2)}
         ((6, 10), LORA | {"bias": (6, 9)}, r"has bias \[6, 9\]"),
         ((6, 10), LORA | {"bias_indices": (2, 3), "bias_values": (3,)}, "but no bias_size"),
         ((6, 10), LORA | {"bias_indices": (2, 3), "bias_values": (4,), "bias_size": (2,)}, "that do not follow"),
+        ((6, 10), LORA | {"bias_indices": (2, 61), "bias_values": (61,), "bias_size": (2,)}, "has 61 bias_values"),
         ((6, 10), LORA | {"up_bias": (5,)}, "where the layer has 6 channels"),
     ],
 )
