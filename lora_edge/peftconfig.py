@@ -16,7 +16,7 @@ from lora_edge.errors import AdapterFileDamaged, AdapterMismatch, AdapterValueEr
 
 CONFIG_FILE = "adapter_config.json"
 METADATA_KEY = "lora_adapter_metadata"
-MAX_BYTES = 16_000_000
+MAX_BYTES = 1_000_000  # of JSON, whose values may take twenty times as much
 
 # What lora-edge reads of PEFT, and which setting is alpha there, None where there is no rank.
 TYPES: Mapping[str, str | None] = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha", "IA3": None}
@@ -128,15 +128,15 @@ class PeftConfig:
 def read_folder_config(folder: Path) -> PeftConfig | None:
     """The settings of a PEFT folder, None where it has no config. Raises as `PeftConfig.parse`."""
     path = folder / CONFIG_FILE
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
+    if not path.exists():
         return None
+    try:
+        if not path.is_file():  # a pipe would wait for ever
+            raise AdapterFileDamaged(f"{path} is not a regular file")
+        with path.open("rb") as file:
+            text = file.read(min(path.stat().st_size, MAX_BYTES) + 1)  # which is taken before it is filled
     except OSError as reason:
         raise AdapterFileDamaged(f"{path} cannot be read: {reason.strerror or reason}") from reason
-    if len(text) > MAX_BYTES:
-        raise AdapterFileDamaged(f"{path} is larger than {MAX_BYTES} bytes")
     return PeftConfig.parse(_object(text, str(path)), str(path))
 
 
@@ -153,6 +153,8 @@ def read_header_configs(metadata: Mapping[str, str], path: Path) -> dict[str, Pe
 
 
 def _object(text: str | bytes, where: str) -> dict[str, Any]:
+    if len(text) > MAX_BYTES:
+        raise AdapterFileDamaged(f"{where} is larger than {MAX_BYTES} bytes")
     try:
         items = json.loads(text)
     except (ValueError, RecursionError) as reason:
