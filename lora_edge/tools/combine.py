@@ -1,6 +1,5 @@
 """Several adapters on one layer, summed: W' = W + sum multiplier (W'_1 - W), whatever their kinds."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from lora_edge.adapter import Adapter
 from lora_edge.arrays import Array
 from lora_edge.errors import AdapterMismatch, RequestError
 from lora_edge.forms import Bias, ComponentForms, Form, Gain, LowRank, NormDelta
+from lora_edge.multiplier import is_finite
 from lora_edge.reference import effective_weight
 from lora_edge.slots import Slot, SlotTable
 
@@ -38,7 +38,7 @@ class Multiplied:
     unet: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.text) and math.isfinite(self.unet)):
+        if not (is_finite(self.text) and is_finite(self.unet)):
             raise RequestError(f"a multiplier of {self.adapter.name} is not a finite number")
 
     def part(self, component: str) -> Part:

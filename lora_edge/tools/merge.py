@@ -23,7 +23,7 @@ from lora_edge.tools.combine import (
 )
 from lora_edge.tools.kohya import Change, Changes, adapter_tensors, rank_metadata, word_tensor
 from lora_edge.tools.report import Layer, Made, Over
-from lora_edge.tools.svd import Budget, Truncated, energy_of, truncate_lanes, truncate_whole
+from lora_edge.tools.svd import Budget, Truncated, energy_of, single, truncate_lanes, truncate_whole
 from lora_edge.tools.write import Tensor, check_file, stored_dtype, write_tensors
 
 # Header strings about the base that are kept where all files agree on them.
@@ -120,13 +120,13 @@ def _slot(part: Changes, slot: Slot, held: Held, weight: Array | None, budget: B
         whole = weight_change(slot, held, weight)
         if budget is None:
             energy = float(np.square(whole).sum())
-            change, told = Change(whole=whole.astype(np.float32), bias=bias), [Layer(name, None, energy, energy)]
+            change, told = Change(whole=single(whole), bias=bias), [Layer(name, None, energy, energy)]
         else:
             flat = whole.reshape(slot.out_features, slot.patch)
             change, told = _truncated(name, truncate_whole(flat, slot.kernel or (), budget), bias)
     elif up.shape[0] and budget is None:
         energy = energy_of(down, up)
-        change, told = Change((down, up), bias=bias), [Layer(name, len(up), energy, energy)]
+        change, told = Change((down, single(up)), bias=bias), [Layer(name, len(up), energy, energy)]
     elif up.shape[0] and budget:
         change, told = _truncated(name, truncate_lanes(down, up, slot.kernel or (), budget), bias)
     if told or bias is not None:

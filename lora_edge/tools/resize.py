@@ -17,7 +17,7 @@ from lora_edge.forms import LowRank
 from lora_edge.slots import Slot, SlotTable
 from lora_edge.tools.kohya import STALE, rank_metadata
 from lora_edge.tools.report import Layer, Made, Over
-from lora_edge.tools.svd import Budget, Truncated, truncate_lanes
+from lora_edge.tools.svd import Budget, Truncated, single, truncate_lanes
 from lora_edge.tools.write import WRITABLE, Tensor, check_file, floats, stored_dtype, write_tensors
 
 FACTORS = {"down", "up", "mid"}
@@ -114,10 +114,10 @@ def _cut(file: AdapterFile, module: str, found: Truncated, form: LowRank, stored
     names, shapes = file.modules[module], file.shapes(module)
     kernel = _kernel(shapes) or shapes["down"][2:]
     told = {"alpha", "scale"} & names.keys()
-    up = found.up if told else found.up * np.float32(form.scale)
+    up = found.up if told else single(found.up * np.float64(form.scale))
     made = {
         "down": found.down.T.reshape(found.rank, shapes["down"][1], *kernel),
-        "up": up.T.reshape(shapes["up"][0], found.rank, *shapes["up"][2:]),
+        "up": up.T.reshape(shapes["up"][0], found.rank, *(1 for _ in shapes["up"][2:])),
     }
     tensors = {}
     for leaf, array in made.items():

@@ -104,7 +104,7 @@ def truncate_whole(change: Array, kernel: Sequence[int], budget: Budget) -> Trun
     roots = kept**0.25
     left, right = basis * roots, image / np.where(roots > 0, roots, 1)[:, None]
     down, up = (left, right) if turned else (right.T, left.T)
-    return Truncated(_single(down), _single(up), float(kept.sum()), total)
+    return Truncated(single(down), single(up), float(kept.sum()), total)
 
 
 def truncate_lanes(down: Array, up: Array, kernel: Sequence[int], budget: Budget) -> Truncated:
@@ -124,8 +124,8 @@ def truncate_lanes(down: Array, up: Array, kernel: Sequence[int], budget: Budget
     lanes = budget.lanes(squares, total, kernel)
     roots = np.sqrt(values[:lanes])
     return Truncated(
-        _single((basis_down @ left[:, :lanes]) * roots),
-        _single((right[:lanes] * roots[:, None]) @ basis_up.T),
+        single((basis_down @ left[:, :lanes]) * roots),
+        single((right[:lanes] * roots[:, None]) @ basis_up.T),
         float(squares[:lanes].sum()),
         total,
     )
@@ -137,5 +137,7 @@ def energy_of(down: Array, up: Array) -> float:
     return float(((down.T @ down) * (up @ up.T)).sum())
 
 
-def _single(array: Array) -> FloatArray:
-    return np.ascontiguousarray(array, np.float32)
+def single(array: Array) -> FloatArray:
+    """float32; what is too large becomes infinite, which is refused when it is written."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(array, np.float32)

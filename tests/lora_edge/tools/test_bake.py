@@ -169,7 +169,7 @@ def test_refusals(base: Checkpoint, save: Any, styles: Path, opened: Opened, tmp
     with pytest.raises(RequestError, match="does not exist"):
         bake(base, tmp_path / "gone" / "x", [ink])
     with pytest.raises(RequestError, match="is not a finite number"):
-        Multiplied(ink.adapter, float("inf"))
+        Multiplied(ink.adapter, 1e39)
     words = Adapter("w", (), {}, {}, Report(), embeddings=(Embedding("zap", {}),))
     with pytest.raises(AdapterMismatch, match="brings the words 'zap', which no layer can hold"):
         bake(base, out, [Multiplied(words)])

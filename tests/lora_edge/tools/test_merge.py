@@ -182,6 +182,8 @@ def test_refusals(base: Checkpoint, save: Any, lora: Any, opened: Opened, tmp_pa
     with pytest.raises(AdapterValueError, match=r"lora_unet_conv_in\.lora_up\.weight has numbers that do not fit F16"):
         merge([Multiplied(adapter, 1.0, 1e6)], base, out)
     zap = [Embedding("zap", {"text_encoder": np.full((2, 64), number, np.float32)}) for number in (0, 1)]
+    with pytest.raises(AdapterValueError, match="numbers that do not fit F32"):
+        merge([Multiplied(adapter, 1.0, 3e38)] * 9, base, out, dtype="fp32")
     words = [Multiplied(Adapter(word.name, (), {}, {}, Report(), embeddings=(word,))) for word in zap]
     with pytest.raises(AdapterMismatch, match="bring other vectors for the word 'zap'"):
         merge([Multiplied(adapter), *words], base, out)
