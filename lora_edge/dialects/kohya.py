@@ -18,7 +18,13 @@ PREFIXES: Mapping[str, tuple[str, ...]] = {
 
 
 def spell(table: SlotTable, path: str) -> Iterator[str]:
-    """`<prefix>_<flat path>`."""
+    """`<prefix>_<flat path>`, also with the last level apart.
+
+    The latter is what diffusers makes of the names of DoRA magnitudes, which have no `.weight` behind them
+    (utils/state_dict_utils.py, convert_state_dict_to_kohya).
+    """
     for prefix in PREFIXES.get(table.component, ()):
         for own in paths(path):
-            yield f"{prefix}_{flat(own)}"
+            above, _, last = f"{prefix}.{own}".rpartition(".")
+            yield flat(f"{above}.{last}")
+            yield f"{flat(above)}.{last}"
