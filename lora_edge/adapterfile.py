@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lora_edge.adapter import Adapter
-from lora_edge.arrays import Array
+from lora_edge.arrays import FloatArray
 from lora_edge.basemodel import guess
 from lora_edge.baseweights import BaseWeights
 from lora_edge.cost import Cost
@@ -22,6 +22,7 @@ from lora_edge.tensorfile import TensorFile
 
 FOLDER_WEIGHTS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # of PEFT, of diffusers
 FOLDER_PICKLES = ("adapter_model.bin", "pytorch_lora_weights.bin")
+INTEGERS = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})
 BUNDLED = "bundle_emb."  # begins the names of embeddings that come with a file
 
 
@@ -50,14 +51,15 @@ class AdapterFile:
         """The header's own strings."""
         return self.tensors.metadata
 
-    def read(self, tensor: str) -> Array:
-        """A copy of one tensor, float32 or int64.
+    def read(self, tensor: str) -> FloatArray:
+        """A copy of one tensor, float32 (indices of sparse tensors too: no layer has 2^24 channels).
 
         Raises:
             AdapterValueError: it holds a NaN or an infinity, or a float64 beyond float32.
         """
-        array = self.tensors.read(tensor)
-        if not np.isfinite(array).all():
+        whole = self.tensors.dtype(tensor) in INTEGERS  # as int64 they might be eight times their size in the file
+        array = self.tensors.view(tensor).astype(np.float32) if whole else self.tensors.read(tensor)
+        if array.size and not (np.isfinite(array.max()) and np.isfinite(array.min())):
             raise AdapterValueError(f"{self.path} holds numbers that are not finite in {tensor!r}; the file is broken")
         return array
 

@@ -38,7 +38,7 @@ class Update:
     Attributes:
         name: the layer as the file names it, for messages.
         shape: of the layer's weight: [out, in], [out, in, kh, kw], or [channels] of a norm.
-        tensors: leaf -> array as the file has it, float32 or int64, all finite.
+        tensors: leaf -> array in the shape that the file has it, float32, all finite.
         config_scale: rank, or None for the settings' own -> scale by a PEFT config; None without a config.
         feedforward: whether a PEFT config counts the layer among its feed-forward layers, None where it says nothing.
         has_bias: whether the layer has a bias of its own.
