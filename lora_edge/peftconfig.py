@@ -7,12 +7,16 @@ They come in a folder's `adapter_config.json`, or, from diffusers, as JSON under
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from lora_edge.errors import AdapterFileDamaged, AdapterMismatch, AdapterValueError, UnknownKind
+from lora_edge.peftpatterns import Patterns, expression
+
+Made = TypeVar("Made")
 
 CONFIG_FILE = "adapter_config.json"
 METADATA_KEY = "lora_adapter_metadata"
@@ -41,7 +45,7 @@ UNREAD = (
     "monteclora_config",
 )
 
-QUANTIFIER = re.compile(r"[*+?{]")
+MAX_COMPONENTS = 16
 
 # Initialisations that change the base model too: a file is a difference to the original only after conversion.
 CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -71,6 +75,10 @@ class PeftConfig:
     feedforward: tuple[str, ...] | str | None = None
     promised: frozenset[str] = frozenset()
 
+    @cached_property
+    def _patterns(self) -> dict[str, Patterns]:
+        return {"rank_pattern": Patterns(self.rank_pattern), "alpha_pattern": Patterns(self.alpha_pattern)}
+
     @classmethod
     def parse(cls, items: Mapping[str, Any], where: str) -> Self:
         """Check the settings of one component.
@@ -97,6 +105,8 @@ class PeftConfig:
         named = TYPES[kind]
         alpha = _number(items.get(named, DEFAULT), named, where) if named else DEFAULT
         rslora, forward = bool(items.get("use_rslora")), _feedforward(items, where)
+        for key, numbers in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
+            _checked(partial(Patterns, numbers), key, where)
         promised = frozenset(leaf for key, leaf in PROMISES.items() if items.get(key))
         return cls(where, int(rank) if rank else None, alpha, ranks, alphas, rslora, forward, promised)
 
@@ -111,11 +121,11 @@ class PeftConfig:
         Raises:
             AdapterMismatch: the settings give the module another rank.
         """
-        said = _match(self.rank_pattern, module, self.rank)
+        said = _or(self._patterns["rank_pattern"].find(module), self.rank)
         if said is not None and rank is not None and said != rank:
             raise AdapterMismatch(f"has rank {rank} where {self.where} says {said}")
         divisor = rank or said or DEFAULT
-        alpha = _match(self.alpha_pattern, module, self.alpha)
+        alpha = _or(self._patterns["alpha_pattern"].find(module), self.alpha)
         return (alpha or 0.0) / (math.sqrt(divisor) if self.rslora else divisor)
 
     def is_feedforward(self, module: str) -> bool | None:
@@ -149,6 +159,8 @@ def read_header_configs(metadata: Mapping[str, str], path: Path) -> dict[str, Pe
     for key, value in _object(metadata[METADATA_KEY], where).items():
         component, _, setting = key.partition(".")
         parts.setdefault(component, {})[setting] = value
+        if len(parts) > MAX_COMPONENTS:
+            raise AdapterFileDamaged(f"{where} names more than {MAX_COMPONENTS} components")
     return {component: PeftConfig.parse(items, where) for component, items in parts.items()}
 
 
@@ -180,31 +192,27 @@ def _numbers(items: Mapping[str, Any], key: str, where: str) -> dict[str, float]
     pattern = items.get(key) or {}
     if not isinstance(pattern, dict):
         raise AdapterFileDamaged(f"{where} gives {key} as something else than a map")
-    for name in pattern:
-        _expression(name, key, where)
     return {name: _number(value, f"{key} of {name}", where) for name, value in pattern.items()}
-
-
-def _expression(text: str, key: str, where: str) -> str:
-    """A regular expression that cannot take long."""
-    if len(QUANTIFIER.findall(text)) > 1:  # two may take exponential time to match
-        raise AdapterFileDamaged(f"{where} has {text!r} in {key}; at most one of * + ? {{ is read there")
-    try:
-        re.compile(text)
-    except (re.error, OverflowError, RecursionError):
-        raise AdapterFileDamaged(f"{where} has {text!r} in {key}, which is no regular expression") from None
-    return text
 
 
 def _feedforward(items: Mapping[str, Any], where: str) -> tuple[str, ...] | str | None:
     said = items.get("feedforward_modules")
     if said is None or isinstance(said, str):
-        return said if said is None else _expression(said, "feedforward_modules", where)
+        if said is not None:
+            _checked(partial(expression, said, said), "feedforward_modules", where)
+        return said
     if not isinstance(said, list) or not all(isinstance(name, str) for name in said):
         raise AdapterFileDamaged(f"{where} gives feedforward_modules as something else than a list of names")
     return tuple(said)
 
 
-def _match(pattern: Mapping[str, float], module: str, otherwise: float | None) -> float | None:
-    """The first number whose key matches the whole path or its end after a dot (PEFT, get_pattern_key)."""
-    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module)), otherwise)
+def _checked(make: Callable[[], Made], key: str, where: str) -> Made:
+    """What is made of a setting that holds regular expressions."""
+    try:
+        return make()
+    except ValueError as reason:
+        raise AdapterFileDamaged(f"{where} {reason} (in {key})") from None
+
+
+def _or(found: float | None, otherwise: float | None) -> float | None:
+    return otherwise if found is None else found
