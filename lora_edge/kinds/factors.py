@@ -24,8 +24,8 @@ def full(layer: Layer) -> int:
 
 
 def transposed(factor: Array, rows: int) -> FloatArray:
-    """[rows, ...] -> [the rest, rows], float32, in memory of its own."""
-    return np.array(factor.reshape(rows, -1).T, np.float32, order="C")
+    """[rows, ...] -> [the rest, rows], float32, a view where it can be one."""
+    return flat(factor, rows).T
 
 
 def flat(factor: Array, rows: int) -> FloatArray:
@@ -48,12 +48,14 @@ def product(down: FloatArray, up: FloatArray) -> Pair:
 
 def tucker(core: Array, down: FloatArray, up: FloatArray) -> Pair:
     """sum_pq up[p, out] core[p, q, kh, kw] down[q, in], with the kernel moved into `down`: min(p, out) lanes."""
-    p, q, *kernel = core.shape
-    if up.shape[1] < p:
-        core, up = up.T @ core.reshape(p, -1), np.eye(up.shape[1], dtype=np.float32)
-        p = len(core)
-    kernels_last = core.reshape(p, q, *kernel).transpose(1, *range(2, 2 + len(kernel)), 0).reshape(q, -1)
-    return (down.T @ kernels_last).reshape(-1, p), up
+    planes = core.reshape(*core.shape[:2], -1)
+    if up.shape[1] < len(core):
+        planes = (up.T @ flat(core, len(core))).reshape(up.shape[1], *planes.shape[1:])
+        up = np.eye(up.shape[1], dtype=np.float32)
+    made: FloatArray = np.empty((down.shape[1], planes.shape[2], len(planes)), np.float32)
+    for place in range(planes.shape[2]):  # one by one, as all planes at once would be copied
+        made[:, place] = down.T @ planes[:, :, place].T
+    return made.reshape(-1, len(planes)), up
 
 
 def kron(first: Pair, second: Pair) -> Pair:
@@ -96,7 +98,12 @@ def lowrank(pair: Pair, scale: float) -> LowRank:
         AdapterValueError: a product of the file's numbers is beyond float32.
     """
     finite("a product of its factors", *pair)
-    down, up = (np.ascontiguousarray(factor, np.float32) for factor in pair)
+    return laid_out(pair, scale)
+
+
+def laid_out(pair: Pair, scale: float) -> LowRank:
+    """The pair as a form, each factor in one piece of memory."""
+    down, up = (np.ascontiguousarray(factor) for factor in pair)
     return LowRank(down, up, scale)
 
 

@@ -7,7 +7,7 @@ files are of this kind too.
 
 from lora_edge.errors import AdapterMismatch
 from lora_edge.forms import LowRank
-from lora_edge.kinds.factors import flat, lowrank, transposed, tucker
+from lora_edge.kinds.factors import flat, laid_out, lowrank, transposed, tucker
 from lora_edge.kinds.kind import Kind, Layer, Shapes, Size, Update, expect, need, weight_only
 from lora_edge.kinds.scale import SCALE_LEAVES, scale_of
 
@@ -58,7 +58,7 @@ def form(update: Update) -> tuple[LowRank, ...]:
     down, up = update.tensors["down"], update.tensors["up"]
     scale = scale_of(update, len(down))
     if "mid" not in update.tensors:
-        return (LowRank(transposed(down, len(down)), transposed(up, len(up)), scale),)
+        return (laid_out((transposed(down, len(down)), transposed(up, len(up))), scale),)
     pair = tucker(update.tensors["mid"], flat(down, len(down)), transposed(up, len(up)))
     return (lowrank(pair, scale),)
 

@@ -29,13 +29,15 @@ def turns(update: Update, blocks: Array) -> FloatArray:
     flat = blocks.reshape(-1, n, n)
     shrink = _shrink(update, flat)
     made = np.empty(flat.shape, np.float32)
-    identity = np.eye(n, dtype=dtype)
     for part in chunks(len(flat), n * n):
         skew: Array = flat[part].astype(dtype)
         skew -= flat[part].swapaxes(1, 2)
         skew *= shrink
+        twice = 2 * skew
+        np.negative(skew, out=skew)
+        skew[:, range(n), range(n)] += 1  # I - Q
         try:
-            made[part] = np.linalg.solve(identity - skew, 2 * skew)
+            made[part] = np.linalg.solve(skew, twice)
         except np.linalg.LinAlgError:  # Q so large that I is lost beside it
             made[part] = np.nan
     finite("a rotation", made)
