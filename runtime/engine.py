@@ -142,7 +142,14 @@ class Engine:
         """
         path = Path(path).absolute()
         key = (path, version(path), component, strict)
-        return self._shelf.take(key, lambda: open_adapter(path, self.bundle, component, strict, self._largest))
+
+        def read() -> Adapter:
+            adapter = open_adapter(path, self.bundle, component, strict, self._largest)
+            for warning in adapter.report.warnings:
+                log.warning("%s: %s", adapter.name, warning)
+            return adapter
+
+        return self._shelf.take(key, read)
 
     def run(self, component: str, inputs: Mapping[str, Any], adapters: Sequence[Pair] = ()) -> dict[str, Array]:
         """Run one component once.

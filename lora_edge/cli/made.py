@@ -16,6 +16,7 @@ from lora_edge.tools.combine import Multiplied, parse_multiplied
 from lora_edge.tools.report import Layer, Made, Over
 
 WORST = 5  # layers that are shown
+WHOLE = 0.99995  # energy that is printed as 100 %
 
 
 def over(unit: str, quiet: bool) -> Over:
@@ -49,9 +50,9 @@ def show(made: Made, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(made.to_json(), indent=1))
         return
-    worst = sorted(made.layers, key=_loss)[:WORST]
-    rows = [(layer.name, layer.rank or "whole", f"{layer.share:.2%}") for layer in worst]
-    typer.echo(table(("layers that lost most", "rank", "energy kept"), rows, most=80))
+    worst = sorted((layer for layer in made.layers if layer.share < WHOLE), key=_loss)[:WORST]
+    if rows := [(layer.name, layer.rank or "whole", f"{layer.share:.2%}") for layer in worst]:
+        typer.echo(table(("layers that lost most", "rank", "energy kept"), rows, most=80))
     others = f", {made.others} biases and norms" if made.others else ""
     ranks = f", rank {span(made.ranks)}" if made.ranks else ""
     told = f"{len(made.layers)} layers{others}{ranks}, {made.share:.2%} of the energy"
