@@ -8,6 +8,9 @@ import torch
 from lycoris.functional import boft, diag_oft
 
 from lora_edge.errors import AdapterValueError, BaseNeeded
+from lora_edge.forms import LowRank
+from lora_edge.kinds import Update
+from lora_edge.kinds.oft import OFT
 
 LAYERS = [(16, 10), (16, 24), (16, 4, 3, 3)]
 
@@ -42,14 +45,12 @@ def test_oft(layer: Any, blocks: int, rescaled: bool, alpha: Any, random: Any, c
     np.testing.assert_allclose(wanted - weight, theirs.numpy(), atol=2e-5)
 
 
-def test_kohyas_own_oft_stands_still_at_alpha_0(random: Any, form: Any) -> None:
-    from lora_edge.kinds import Update
-    from lora_edge.kinds.oft import OFT
-
+def test_kohyas_own_oft_stands_still_at_alpha_0(random: Any) -> None:
     tensors = {"oft_blocks": random(4, 4, 4), "alpha": np.zeros((), np.float32)}
     weight = random(16, 10)
     for name, still in (("oft_unet_x", True), ("lora_unet_x", False)):
-        (made,) = OFT.form(Update(name, (16, 10), tensors, base_weight=lambda: weight))  # type: ignore[misc]
+        (made,) = OFT.form(Update(name, (16, 10), tensors, base_weight=lambda: weight))
+        assert isinstance(made, LowRank)
         assert (not (made.down @ made.up).any()) == still
 
 
