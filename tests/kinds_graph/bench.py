@@ -83,7 +83,10 @@ class Bench:
             made[component] = {}
             for path in paths:
                 stored = _named(self.stored(example, component, path, dtype), naming.alpha)
-                tensors = {leaf: tensor.double().numpy() for leaf, tensor in stored.items()}
+                tensors = {
+                    leaf: (tensor.double() if tensor.is_floating_point() else tensor).numpy()
+                    for leaf, tensor in stored.items()
+                }
                 for leaf, formula in (("weight", example.weight), ("bias", example.bias)):
                     own = parameters[f"{path}.{leaf}"]
                     made[component][f"{path}.{leaf}"] = formula(own, tensors) - own

@@ -51,6 +51,33 @@ def _make_tucker(weight: Array, rng: np.random.Generator) -> dict[str, Array]:
     return scaled(weight, tensors, "lora_up.weight", lora_delta)
 
 
+def _added_delta(weight: Array, t: Tensors) -> Array:
+    """A dense tensor beside the product, scaled with it (AUTOMATIC1111, network.py, finalize_updown)."""
+    dense = t.get("bias", np.zeros(weight.shape))
+    if "bias_indices" in t:
+        dense = np.zeros(tuple(t["bias_size"].astype(int)))
+        np.add.at(dense, tuple(t["bias_indices"]), t["bias_values"])
+    return lora_delta(weight, t) + scale(t, len(t["lora_down.weight"])) * dense
+
+
+def _make_dense(weight: Array, rng: np.random.Generator) -> dict[str, Array]:
+    tensors = make_lora(weight, rng)
+    share = weight.std() / scale(tensors, len(tensors["lora_down.weight"]))
+    return {**tensors, "bias": rng.normal(0, 0.2 * share, weight.shape)}
+
+
+def _make_sparse(weight: Array, rng: np.random.Generator) -> dict[str, Array]:
+    tensors = make_lora(weight, rng)
+    count = weight.size // 5
+    places = np.unravel_index(rng.choice(weight.size, count), weight.shape)  # a place may come twice
+    return {
+        **tensors,
+        "bias_indices": np.stack(places),
+        "bias_values": rng.normal(0, weight.std() / scale(tensors, len(tensors["lora_down.weight"])), count),
+        "bias_size": np.array(weight.shape),
+    }
+
+
 def loha_delta(weight: Array, t: Tensors) -> Array:
     def half(index: int) -> Array:
         a, b = t[f"hada_w{index}_a"], t[f"hada_w{index}_b"]
@@ -173,6 +200,8 @@ EXAMPLES: tuple[Example, ...] = (
     additive("lora: other axes", _make_other_axes, lora_delta),
     additive("dylora", make_lora, lora_delta, metadata={"ss_network_module": "networks.dylora"}),
     additive("locon: tucker", _make_tucker, lora_delta),
+    additive("lora: dense", _make_dense, _added_delta),
+    additive("lora: sparse", _make_sparse, _added_delta),
     additive("loha", make_loha, loha_delta),
     additive("loha: tucker", _make_loha_tucker, loha_delta),
     additive("lokr: whole", lokr(True, True), lokr_delta),

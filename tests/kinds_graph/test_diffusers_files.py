@@ -70,6 +70,7 @@ CASES = [
 
 
 @pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # of the other component
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 @pytest.mark.parametrize(("save", "config"), CASES)
 def test_a_file_gives_what_peft_merges(bench: Bench, tmp_path: Path, save: Any, config: Config) -> None:
     states: dict[str, State] = {}

@@ -6,6 +6,8 @@ W' = W + multiplier * (W'_1 - W), with W'_1 from the numbers that the file holds
 import numpy as np
 import pytest
 
+from lora_edge.kinds import KINDS, MODIFIERS
+
 from .bench import DTYPES, Bench
 from .catalogue import EXAMPLES
 from .example import Example
@@ -39,6 +41,12 @@ def test_the_graph_computes_the_merged_weights(bench: Bench, example: Example, n
             wanted = bench.reference(component, example, naming, dtype, multiplier)
             assert moves(wanted, bench.base[component])
             assert bench.ratio(component, [(adapter, multiplier)], wanted) <= BOUND
+
+
+def test_every_kind_and_modifier_has_an_example(bench: Bench) -> None:
+    adapters = [bench.load(example, NAMINGS["kohya"], "fp32") for example in EXAMPLES.values()]
+    shown = {name for adapter in adapters for kind in adapter.kinds for name in kind.split("+")}
+    assert shown == {owner.name for owner in (*KINDS, *MODIFIERS)}
 
 
 def test_an_alpha_of_0_stops_the_oft_of_kohya(bench: Bench) -> None:

@@ -27,6 +27,8 @@ FORMULA_ONLY = {
     "glora: old",
     "oft: diag",
     "lora: other axes",
+    "lora: dense",
+    "lora: sparse",
     "full: bias alone",
     "norm: weight alone",
     "dora: peft",

@@ -89,6 +89,7 @@ def modules(tiny_model: Path) -> dict[str, nn.Module]:
 
 
 @pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # of the other component
+@pytest.mark.filterwarnings("ignore:Adapter 'default'", "ignore:`is_gradient_checkpointing` is deprecated")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("component", ["unet", "text_encoder"])
 @pytest.mark.parametrize("name", CONFIGS)
