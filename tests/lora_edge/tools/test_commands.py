@@ -51,6 +51,8 @@ def test_bake_extract_and_back(run: Run, tiny_model: Path, styles: Path, tmp_pat
     assert set(told["layers"][0]) == {"name", "rank", "kept", "total", "energy"}
     exactly = ("--rank", 10, "--min-energy", 0.999, "--dtype", "fp32")
     code, out, _ = run("extract", tiny_model, baked, again, *exactly, "--force")
+    assert code == 0 and "100.00% of the energy, " in out and "layers that lost most" not in out
+    code, out, _ = run("extract", tiny_model, baked, again, "--rank", 4, "--force")
     assert code == 0 and "of the energy, " in out and "layers that lost most" in out
     assert "exists already" in refused(run("extract", tiny_model, baked, again, "--rank", 4))
 
