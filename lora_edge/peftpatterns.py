@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 MAX_EXPRESSIONS = 64  # that are no plain names, each tried on each module
-MAX_LENGTH = 500  # characters of one
+MAX_LENGTH = 200  # characters of one; brackets in brackets take the most memory to read, 2 kB each
 
 _PLAIN = re.compile(r"\^?[\w-]+(\.[\w-]+)*")
 _QUANTIFIER = re.compile(r"[*+?{]")

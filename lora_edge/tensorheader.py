@@ -71,12 +71,15 @@ def parse(text: bytes, size: int) -> Header:
     """
     if not text.startswith(b"{"):
         raise Wrong("is no safetensors file: its header does not begin with {")
+    start = 8 + len(text)
     try:
-        entries, metadata = _read(_Json(str(text, "utf-8")))
+        decoded = _Json(str(text, "utf-8"))
+        del text  # so that no more than two copies of a long string are ever held
+        entries, metadata = _read(decoded)
     except (ValueError, RecursionError) as reason:
         raise Wrong(f"has a header that is not JSON: {reason}") from None
     _cover(entries, size)
-    return Header(entries, metadata, 8 + len(text))
+    return Header(entries, metadata, start)
 
 
 class _Json:

@@ -1,0 +1,70 @@
+"""A sample of the hostile files that `make fuzz` makes, without a clock; and the files that they are made from."""
+
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lora_edge.bundle import Bundle
+
+from .mutations import NAMES
+from .plan import hostile
+from .seeds import Seed, seeds
+from .trial import LOADED, Outcome, outcome, trial, write
+from .world import small_bundle
+
+FILES = 2000
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return small_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def every(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> list[Seed]:
+    return seeds(bundle, tmp_path_factory.mktemp("seeds"))
+
+
+@pytest.fixture
+def _traced() -> Iterator[None]:
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+
+
+def _read(seed: Seed, bundle: Bundle, folder: Path) -> Outcome:
+    settings = seed.draft.settings if seed.draft else None
+    path = write(seed, seed.blob, settings.encode() if settings is not None else None, folder)
+    return outcome(seed, path, len(seed.blob), bundle)
+
+
+def test_the_files_that_are_mutated_are_right(every: list[Seed], bundle: Bundle, tmp_path: Path) -> None:
+    assert {seed.name: (read.result, read.fault) for seed in every if (read := _read(seed, bundle, tmp_path))} == {
+        seed.name: (LOADED, "") for seed in every
+    }
+    assert Counter(seed.form for seed in every).keys() == {"file", "folder", "pack", "ort", "words"}
+
+
+@pytest.mark.usefixtures("_traced")
+def test_hostile_files_are_refused_or_finite_and_cost_little(every: list[Seed], bundle: Bundle, tmp_path: Path) -> None:
+    for seed in every:  # what is kept from file to file is made now
+        _read(seed, bundle, tmp_path)
+    trial(every[0], "another module", 0, bundle, tmp_path)
+    results: Counter[str] = Counter()
+    faults = []
+    for mutation, seed, number in hostile(every, FILES):
+        read = trial(seed, mutation, number, bundle, tmp_path)
+        results[read.result] += 1
+        if read.fault:
+            faults.append(f"{mutation} #{number} of {seed.name} ({seed.form}): {read.fault}")
+    assert not faults
+    assert results[LOADED] > FILES / 5 and len(results) > 6, "the files are hostile, and not merely broken"
+
+
+def test_the_sample_has_every_mutation_of_every_form(every: list[Seed]) -> None:
+    met = {(mutation, seed.form) for mutation, seed, _ in hostile(every, FILES)}
+    assert {mutation for mutation, _ in met} == set(NAMES)
+    assert {form for mutation, form in met if mutation == "truncated"} >= {"file", "folder", "pack", "ort"}
