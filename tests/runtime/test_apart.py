@@ -1,12 +1,13 @@
 """Images whose adapters cannot share a batch, and what a change of multipliers moves."""
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import lora_edge
 from lora_edge import Multiplier
@@ -73,3 +74,20 @@ def test_multipliers_by_row_may_be_of_every_sort(engine: Engine, styles: Path) -
     for wrong in ("much", [[1.0]], [], None, [0.1, float("nan")]):
         with pytest.raises(lora_edge.LoraEdgeError, match="finite number"):
             engine.feeds("unet", [(ink, wrong)])
+
+
+def test_block_weights_scale_whole_modules(engine: Engine, styles: Path, tmp_path: Path) -> None:
+    """Off in all output blocks, half in the others: the same as a file of the other modules at half."""
+    tensors = load_file(styles / "deep" / "glow.safetensors")
+    inner = {name: tensor for name, tensor in tensors.items() if "_up_blocks_" not in name}
+    assert 0 < len(inner) < len(tensors)
+    save_file(inner, tmp_path / "inner.safetensors")
+    weights = ",".join(["1", *["0.5"] * 13, *["0"] * 12])
+    settings: dict[str, Any] = {"seed": 3, "steps": 3}
+    shutil.copy(styles / "deep" / "glow.safetensors", tmp_path / "copy.safetensors")
+    [weighted] = engine.generate(f"a cat <lora:copy:1:lbw={weights}>", lora_dir=tmp_path, **settings)
+    [expected] = engine.generate("a cat <lora:inner:0.5>", lora_dir=tmp_path, **settings)
+    [whole] = engine.generate("a cat <lora:copy:0.5>", lora_dir=tmp_path, **settings)
+    error = np.mean((np.asarray(weighted, float) - np.asarray(expected, float)) ** 2)
+    assert error <= 255**2 / 10**6
+    assert not np.array_equal(np.asarray(whole), np.asarray(expected))
