@@ -9,6 +9,7 @@ LoraEdgeError
 │   ├── AdapterMismatch        tensors that fit no slot of the bundle, or have another shape
 │   ├── PackMismatch           a pack for another bundle, or written for another format or graph contract
 │   ├── AdapterTooLarge        more memory than was allowed, told before it is taken
+│   ├── RankTooLarge           more lanes together than a graph of a fixed rank has
 │   ├── BaseNeeded             a kind that is computed from the base's weights, and no base
 │   ├── UnknownKind            leaves that no kind claims
 │   └── AmbiguousKind          leaves that two kinds claim
@@ -16,6 +17,7 @@ LoraEdgeError
 │   ├── BundleNotFound         no bundle in that folder
 │   ├── BundleVersionError     written for another format or graph contract
 │   ├── BundleDamaged          a file is missing, truncated, changed, or lies outside the folder
+│   ├── OperationUnknown       a Core ML package uses something that is not evaluated here
 │   └── ComponentMissing       the bundle holds no such component
 ├── BackendError
 │   ├── BackendUnavailable     the backend or execution provider is not installed on this machine
@@ -72,6 +74,10 @@ class AdapterTooLarge(AdapterError):
     """The adapter would take more memory than was allowed."""
 
 
+class RankTooLarge(AdapterError):
+    """The adapters have more lanes together than a graph of a fixed rank."""
+
+
 class BaseNeeded(AdapterError):
     """The kind is computed from the weights of the base, and none are at hand."""
 
@@ -98,6 +104,10 @@ class BundleVersionError(BundleError):
 
 class BundleDamaged(BundleError):
     """A file of the bundle is missing, changed or outside its folder."""
+
+
+class OperationUnknown(BundleError):
+    """A Core ML package uses an operation or a type that is not evaluated here."""
 
 
 class ComponentMissing(BundleError):
