@@ -1,59 +1,131 @@
 """Backends: what can run the graphs. A new one is a file with a `Graph` and one line in BACKENDS."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from lora_edge.bundle import Bundle, Component
 from lora_edge.errors import BackendUnavailable
-from lora_edge.graph import Graph, OpenGraph
+from lora_edge.graph import Graph
+from lora_edge.runtime.coreml.graph import OpenPackage, PackagedGraph, Runner
+from lora_edge.runtime.coreml.layout import FixedRank
+from lora_edge.runtime.coreml.manifest import Packages
+from lora_edge.runtime.coreml.reference import ReferencePackage
+from lora_edge.runtime.layout import Layout, SideBySide
 from lora_edge.runtime.session import Session, check_providers
 
 
 @dataclass(frozen=True)
+class Wishes:
+    """What a caller asks of a backend.
+
+    Attributes:
+        providers: execution providers or compute units by name, None for the backend's own choice.
+        threads: of one run; 0 takes one per physical core.
+        fit_rank: whether graphs of a fixed rank may cut adapters by SVD to fit.
+    """
+
+    providers: Sequence[str] | None = None
+    threads: int = 0
+    fit_rank: bool = False
+
+
+@dataclass(frozen=True)
 class Backend:
-    """A backend, chosen.
+    """A backend, chosen for one bundle.
 
     Attributes:
         name: as in `Engine.open(backend=...)`.
         why: why it was chosen, for a person.
         providers: onnxruntime's execution providers, or the devices of another backend.
-        open_graph: opens one graph file.
+        open_graph: opens one component.
+        layout: how adapters lie in the inputs of its graphs.
+        weights: what paths of the bundle's files have in them that hold its weights.
+        latent: (height, width) in latents where its graphs have one size, None where it is free.
+        facts: what else `Engine.info` tells.
     """
 
     name: str
     why: str
     providers: tuple[str, ...]
-    open_graph: OpenGraph
+    open_graph: Callable[[Component], Graph]
+    layout: Layout
+    weights: str = ".onnx"
+    latent: tuple[int, int] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _onnxruntime(providers: Sequence[str] | None, threads: int) -> Backend:
-    why = "execution providers as asked for" if providers else "the CPU; name execution providers for anything else"
-    chosen = tuple(check_providers(providers or ["CPUExecutionProvider"]))
+def _onnxruntime(bundle: Bundle, wishes: Wishes) -> Backend:
+    why = "execution providers as asked for" if wishes.providers else "the CPU; name execution providers for others"
+    chosen = tuple(check_providers(wishes.providers or ["CPUExecutionProvider"]))
 
-    def open_graph(path: Path) -> Graph:
-        return Session(path, chosen, threads)
+    def open_graph(component: Component) -> Graph:
+        return Session(component.graph, chosen, wishes.threads)
 
-    return Backend("onnxruntime", why, chosen, open_graph)
+    return Backend("onnxruntime", why, chosen, open_graph, SideBySide(bundle))
 
 
-BACKENDS: Mapping[str, Callable[[Sequence[str] | None, int], Backend]] = {
+def _mil_reference(bundle: Bundle, wishes: Wishes) -> Backend:
+    if wishes.providers:
+        raise BackendUnavailable(f"mil-reference computes in numpy and has no {wishes.providers[0]}")
+    why = "asked for: the Core ML packages, computed operation by operation with their rounding"
+    packages = Packages.open(bundle)
+
+    def open_package(path: Path) -> Runner:
+        return ReferencePackage(path, packages.precision)
+
+    return _packaged("mil-reference", why, "numpy", bundle, packages, open_package, wishes)
+
+
+def _coreml(bundle: Bundle, wishes: Wishes) -> Backend:
+    from lora_edge.runtime.coreml.machine import MachinePackage, check_units, tools
+
+    tools()
+    units = check_units(wishes.providers)
+
+    def open_package(path: Path) -> Runner:
+        return MachinePackage(path, units)
+
+    why = "asked for: Core ML on the compute units " + units
+    return _packaged("coreml", why, units, bundle, Packages.open(bundle), open_package, wishes)
+
+
+def _packaged(
+    name: str, why: str, device: str, bundle: Bundle, packages: Packages, open_package: OpenPackage, wishes: Wishes
+) -> Backend:
+    """A backend over the bundle's Core ML packages."""
+
+    def open_graph(component: Component) -> Graph:
+        return PackagedGraph(component.name, packages.component(component.name), open_package)
+
+    layout = FixedRank(bundle, packages, wishes.fit_rank)
+    held = {part: [stage.path.name for stage in made.stages] for part, made in packages.components.items()}
+    facts = {"packages": held, "precision": packages.precision, "rank": packages.rank}
+    return Backend(name, why, (device,), open_graph, layout, "coreml/", packages.latent, facts)
+
+
+BACKENDS: Mapping[str, Callable[[Bundle, Wishes], Backend]] = {
     "onnxruntime": _onnxruntime,
+    "coreml": _coreml,
+    "mil-reference": _mil_reference,
 }
 AUTO = ("onnxruntime",)  # best first
 
 
-def choose(name: str, providers: Sequence[str] | None = None, threads: int = 0) -> Backend:
+def choose(name: str, bundle: Bundle, wishes: Wishes) -> Backend:
     """The backend of that name, or for "auto" the best that is here.
 
     Args:
         name: a key of BACKENDS, or "auto".
-        providers: execution providers or devices by name, None for the backend's own choice.
-        threads: of one run; 0 takes one per physical core.
+        bundle: what it is to run.
+        wishes: how.
 
     Raises:
         BackendUnavailable: there is none of that name, or it is not installed, or a provider is not.
+        BundleError: the bundle lacks the graphs that the backend runs, or they are damaged.
     """
     wanted = AUTO[0] if name == "auto" else name
     if wanted not in BACKENDS:
         raise BackendUnavailable(f"there is no backend {name!r}; there are auto, {', '.join(BACKENDS)}")
-    return BACKENDS[wanted](providers, threads)
+    return BACKENDS[wanted](bundle, wishes)

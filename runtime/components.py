@@ -36,8 +36,8 @@ class Components:
         """
         if name not in self._graphs:
             component = self._bundle.component(name)
-            log.info("opening %s on %s", component.graph, self._backend.name)
-            self._graphs[name] = self._backend.open_graph(component.graph)
+            log.info("opening the %s on %s", name, self._backend.name)
+            self._graphs[name] = self._backend.open_graph(component)
             self.opened += 1
         return self._graphs[name]
 

@@ -14,7 +14,7 @@ from lora_edge.arrays import Array
 from lora_edge.bundle import Bundle, Check
 from lora_edge.library import short_hash
 from lora_edge.opening import open_adapter
-from lora_edge.runtime.backends import Backend, choose
+from lora_edge.runtime.backends import Backend, Wishes, choose
 from lora_edge.runtime.components import Components
 from lora_edge.runtime.generate import OnStep, Painter
 from lora_edge.runtime.image import label
@@ -50,7 +50,7 @@ class Engine:
         self._backend = backend
         self._components = Components(bundle, backend)
         self._largest = largest_adapter
-        self._swap = Swap(bundle)
+        self._swap = Swap(bundle, backend.layout)
         self._shelf: Shelf[Adapter] = Shelf(adapter_bytes, lambda adapter: adapter.nbytes)
         self._resolver = Resolver(bundle, self.load_adapter, lora_dir, embeddings_dir)
         self._runs: list[str] = []
@@ -61,7 +61,8 @@ class Engine:
         self.bundle.component("text_encoder")
         scheduler = self.bundle.read_json("scheduler/scheduler_config.json")
         channels = int(unet["in_channels"])
-        return Painter(self.bundle, self._components, self._swap, Size.of(unet, vae), channels, vae, scheduler)
+        size = Size.of(unet, vae, self._backend.latent)
+        return Painter(self.bundle, self._components, self._swap, size, channels, vae, scheduler)
 
     @classmethod
     def open(
@@ -75,6 +76,7 @@ class Engine:
         threads: int = 0,
         adapter_bytes: int = ADAPTERS,
         largest_adapter: int | None = None,
+        fit_rank: bool = False,
         check: Check = "size",
     ) -> "Engine":
         """Open a bundle.
@@ -84,19 +86,23 @@ class Engine:
             backend: "auto" or a name in `runtime.backends.BACKENDS`.
             lora_dir: where tags in prompts look adapters up; `generate` can name another.
             embeddings_dir: a folder of embeddings (textual inversion); prompts call them by their names.
-            providers: onnxruntime's execution providers by name, best first; None runs on the CPU.
+            providers: onnxruntime's execution providers by name, best first; None runs on the CPU. Of the backend
+                coreml: one of its compute units (ALL, CPU_ONLY, CPU_AND_GPU, CPU_AND_NE).
             threads: of one run; 0 takes one per physical core.
             adapter_bytes: adapters kept ready, the least recently used put back first.
             largest_adapter: bytes that one adapter may take, full-rank kinds being large; None is a quarter of the
                 machine's memory.
+            fit_rank: on backends whose graphs have a fixed rank, cut adapters with more lanes by SVD in place of
+                refusing them; what that loses is reported.
             check: "size" compares the sizes of files with the manifest, "full" their hashes too.
 
         Raises:
             BundleError: no bundle, another version, or a damaged one.
             BackendUnavailable: the backend or a provider is not installed.
+            ComponentMissing: the bundle has no graphs for the backend.
         """
         opened = Bundle.open(bundle, check)
-        chosen = choose(backend, providers, threads)
+        chosen = choose(backend, opened, Wishes(providers, threads, fit_rank))
         log.info("backend %s (%s): %s", chosen.name, ", ".join(chosen.providers), chosen.why)
         folders = [None if folder is None else Path(folder) for folder in (lora_dir, embeddings_dir)]
         memory = physical_bytes()
@@ -115,6 +121,7 @@ class Engine:
             "backend": self._backend.name,
             "why": self._backend.why,
             "providers": list(self._backend.providers),
+            **self._backend.facts,
             "bundle": self.bundle.name,
             "sessions_opened": self._components.opened,
             "bytes_copied": dict(self._swap.copied),
@@ -122,7 +129,7 @@ class Engine:
             "slots": {table.component: len(table) for table in self.bundle.tables},
             "adapters_resident": len(self._shelf),
             "memory": {
-                "weights": sum(entry["size"] for path, entry in files.items() if ".onnx" in path),
+                "weights": sum(entry["size"] for path, entry in files.items() if self._backend.weights in path),
                 "adapters": self._shelf.nbytes,
                 "peak": peak_bytes(),
             },
@@ -138,13 +145,15 @@ class Engine:
 
         Raises:
             AdapterTooLarge: a full-rank kind that would take more than `largest_adapter`.
-            AdapterError: missing, damaged, not finite, or made for another base.
+            RankTooLarge: more lanes than the backend's graphs have.
+            AdapterError: missing, damaged, not finite, made for another base, or beyond what the backend's graphs take.
         """
         path = Path(path).absolute()
         key = (path, version(path), component, strict)
 
         def read() -> Adapter:
-            adapter = open_adapter(path, self.bundle, component, strict, self._largest)
+            found = open_adapter(path, self.bundle, component, strict, self._largest)
+            adapter = self._backend.layout.fit(found, strict)
             for warning in adapter.report.warnings:
                 log.warning("%s: %s", adapter.name, warning)
             return adapter
@@ -239,10 +248,10 @@ class Engine:
         pairs = checked_pairs(adapters, request.rows)
         request = self._resolver.resolve(request, pairs, Path(lora_dir) if lora_dir is not None else None)
         made: dict[int, Image.Image] = {}
-        batches = request.batches()
+        batches = request.batches(self._backend.layout.alone)
         self._runs = [f"images {', '.join(str(image + 1) for image in part.images)}" for part in batches]
         if len(batches) > 1:
-            log.warning("adapters with gains, biases or norms differ: made apart are %s", "; ".join(self._runs))
+            log.warning("%s: made apart are %s", self._backend.layout.apart, "; ".join(self._runs))
         for part in batches:
             made.update(zip(part.images, painter.paint(part, on_step), strict=True))
         return [label(made[image], self._parameters(request, image)) for image in range(request.rows)]

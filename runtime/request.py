@@ -1,13 +1,14 @@
 """One request for images: every setting, checked before the first step."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
 from lora_edge import prompt as prompts
 from lora_edge.adapter import Adapter
 from lora_edge.errors import PromptError, RequestError
+from lora_edge.forms import ComponentForms
 from lora_edge.prompt import Prompt
 from lora_edge.runtime import samplers
 from lora_edge.runtime.samplers import Plan
@@ -68,9 +69,9 @@ class Request:
         """What holds at a step, counted from 1."""
         return next(scene for scene in self.story if scene.until >= step)
 
-    def batches(self) -> list["Request"]:
-        """The request in as few batches as can be; their `images` say which is which."""
-        groups = alike(self.story, self.rows)
+    def batches(self, alone: Callable[[ComponentForms], bool]) -> list["Request"]:
+        """The request in as few batches as can be; their `images` say which is which. See `scene.alike`."""
+        groups = alike(self.story, self.rows, alone)
         return [self] if len(groups) == 1 else [self._only(group) for group in groups]
 
     def _only(self, images: Sequence[int]) -> "Request":

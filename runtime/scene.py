@@ -4,11 +4,12 @@ Prompts may change their words, and switch adapters, from step to step; between 
 made for each such stretch, for the whole batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from lora_edge.adapter import Adapter
+from lora_edge.forms import ComponentForms
 from lora_edge.multiplier import Multiplier
 from lora_edge.prompt import Part, Phase, Prompt
 from lora_edge.runtime.swap import Pair, Strength, multipliers, of_image
@@ -59,15 +60,18 @@ def scenes(
     return tuple(made)
 
 
-def alike(story: Sequence[Scene], images: int) -> list[list[int]]:
+def alike(story: Sequence[Scene], images: int, alone: Callable[[ComponentForms], bool]) -> list[list[int]]:
     """Images that one batch can hold: those for which whatever acts on a whole batch acts alike, step for step.
+
+    Args:
+        alone: whether something in what an adapter does to a component acts on a whole batch.
 
     Returns:
         Indices of images, group by group, every image once.
     """
 
     def key(image: int) -> list[tuple[int, list[tuple[str, int, str]]]]:
-        return [(scene.until, _uniform(scene.adapters, image)) for scene in story]
+        return [(scene.until, _uniform(scene.adapters, image, alone)) for scene in story]
 
     keys = {image: repr(key(image)) for image in range(images)}
     ordered = sorted(range(images), key=lambda image: keys[image])
@@ -101,11 +105,11 @@ def _tagged(now: Sequence[Phase], called: Mapping[str, Adapter]) -> list[Pair]:
     return [(called[name], each[0] if len(set(each)) == 1 else each) for (name, _), each in rows.items()]
 
 
-def _uniform(pairs: Sequence[Pair], image: int) -> list[tuple[str, int, str]]:
+def _uniform(pairs: Sequence[Pair], image: int, alone: Callable[[ComponentForms], bool]) -> list[tuple[str, int, str]]:
     """How each adapter that acts on a whole batch acts on one image."""
     made = []
     for adapter, strength in pairs:
-        if any(part.uniform for part in adapter.components.values()):
+        if any(map(alone, adapter.components.values())):
             own = Multiplier.of(of_image(strength, image))
             if own != OFF:
                 made.append((adapter.name, id(adapter), repr(own)))

@@ -4,17 +4,19 @@ A swap opens no session, reads no file and writes no weight; it chooses which ar
 """
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
 
 from lora_edge.adapter import Adapter
 from lora_edge.arrays import Array, FloatArray, IntArray
+from lora_edge.blocks import BlockWeights
 from lora_edge.bundle import Bundle
 from lora_edge.errors import RequestError
-from lora_edge.mix import Mix
+from lora_edge.forms import ComponentForms, LowRank
 from lora_edge.multiplier import Multiplier
+from lora_edge.runtime.layout import Laid, Layout
 from lora_edge.runtime.shelf import Shelf
 from lora_edge.slots import SlotTable
 
@@ -23,6 +25,9 @@ Strength: TypeAlias = float | Multiplier | Sequence[float | Multiplier]
 
 Pair: TypeAlias = tuple[Adapter, Strength]
 
+Holding: TypeAlias = tuple[Adapter, BlockWeights | None]
+"""An adapter, and the block weights that its layout folds in."""
+
 RATIOS = 1 << 20  # bytes of block weights, spelled out place by place, that are kept
 MIXES = 256 << 20  # bytes that kept mixes hold on to; the arrays of a single adapter are its own
 
@@ -30,17 +35,20 @@ MIXES = 256 << 20  # bytes that kept mixes hold on to; the arrays of a single ad
 class Swap:
     """The adapter inputs of every component of a bundle.
 
+    Args:
+        bundle: whose components they are.
+        layout: how adapters lie in the inputs of the backend's graphs.
+
     Attributes:
         copied: component -> bytes that its last change moved; a resident style, a mix that was used before, and every
-            multiplier move only `lora.scales` and what has no lanes.
+            multiplier move only numbers per lane and what has no lanes.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, layout: Layout) -> None:
         self.copied: dict[str, int] = {}
-        self._bundle = bundle
-        self._norms: dict[str, dict[str, FloatArray]] = {}
+        self._bundle, self._layout = bundle, layout
         self._ratios: Shelf[FloatArray] = Shelf(RATIOS, lambda ratios: ratios.nbytes)
-        self._mixes: Shelf[tuple[Mix, tuple[Adapter, ...]]] = Shelf(MIXES, lambda held: held[0].nbytes)
+        self._mixes: Shelf[tuple[Laid, tuple[Holding, ...]]] = Shelf(MIXES, lambda held: held[0].nbytes)
 
     def feeds(
         self,
@@ -68,16 +76,16 @@ class Swap:
         if not acting:
             self.copied[component] = 0
             return {}
-        chosen = tuple(adapter for adapter, _ in acting)
+        chosen = tuple(holding for holding, _ in acting)
         laid_out = 0
 
-        def lay_out() -> tuple[Mix, tuple[Adapter, ...]]:
+        def lay_out() -> tuple[Laid, tuple[Holding, ...]]:
             nonlocal laid_out
-            mix = self._mix(component, chosen)
+            mix = self._layout.lay(component, [(one[0].name, self._part(component, *one)) for one in chosen])
             laid_out = mix.copied
             return mix, chosen
 
-        mix, _ = self._mixes.take((component, *map(id, chosen)), lay_out)
+        mix, _ = self._mixes.take((component, *((id(adapter), blocks) for adapter, blocks in chosen)), lay_out)
         strengths = np.stack(np.broadcast_arrays(*(numbers for _, numbers in acting)), axis=1)
         if owners is not None and len(strengths) > 1:
             strengths = strengths[owners]
@@ -87,47 +95,70 @@ class Swap:
 
     def _acting(
         self, component: str, adapters: Sequence[Pair], rows: int | None, step: int, steps: int
-    ) -> list[tuple[Adapter, FloatArray]]:
+    ) -> list[tuple[Holding, FloatArray]]:
         """Adapters that change the component, with [rows or 1, places or 1] strengths.
 
         One that is off stays out, unless it only pauses: then the layout waits for it.
         """
         table = self._bundle.component(component).table
-        sums: dict[int, tuple[Adapter, FloatArray, bool]] = {}
+        sums: dict[tuple[int, BlockWeights | None], tuple[Holding, FloatArray, bool]] = {}
         for adapter, strength in adapters:
-            if component in adapter.components:
-                numbers = self._numbers(strength, table, step, steps)
-                _, known, moves = sums.get(id(adapter), (adapter, np.zeros((1, 1), np.float32), False))
+            if component not in adapter.components:
+                continue
+            for blocks, numbers, moves in self._numbers(strength, table, step, steps):
+                key, start = (id(adapter), blocks), ((adapter, blocks), np.zeros((1, 1), np.float32), False)
+                holding, known, moved = sums.get(key, start)
                 if 1 < len(known) != len(numbers) > 1:
                     _refuse_rows({len(known), len(numbers)}, rows)
-                sums[id(adapter)] = (adapter, known + numbers, moves or _moves(strength, component))
-        acting = [(adapter, numbers) for adapter, numbers, moves in sums.values() if moves or numbers.any()]
+                sums[key] = (holding, known + numbers, moves or moved)
+        acting = [(holding, numbers) for holding, numbers, moves in sums.values() if moves or numbers.any()]
         counts = {len(numbers) for _, numbers in acting} - {1}
         if len(counts) > 1 or (rows is not None and counts - {rows}):
             _refuse_rows(counts, rows)
         return acting
 
-    def _numbers(self, strength: Strength, table: SlotTable, step: int, steps: int) -> FloatArray:
-        """[rows or 1, places or 1] float32."""
+    def _numbers(
+        self, strength: Strength, table: SlotTable, step: int, steps: int
+    ) -> list[tuple[BlockWeights | None, FloatArray, bool]]:
+        """[rows or 1, places or 1] float32 and whether they move, for each of the block weights that are folded in."""
         try:
-            made = [self._places(Multiplier.of(one), table, step, steps) for one in multipliers(strength)]
-            return np.stack(np.broadcast_arrays(*made))
+            each = [Multiplier.of(one) for one in multipliers(strength)]
+            folded = dict.fromkeys(one.blocks for one in each) if self._layout.folds_blocks else {}
+            if folded.keys() <= {None}:
+                made = [self._places(one, table, step, steps) for one in each]
+                return [(None, np.stack(np.broadcast_arrays(*made)), _moves(each, table))]
         except (TypeError, ValueError):  # no numbers, or none at all
             raise RequestError(f"multipliers {strength!r} are not one finite number per row") from None
+        numbers = np.array([[one.number(table.component, step, steps)] for one in each], np.float32)
+        return [
+            (blocks, numbers * [[one.blocks == blocks] for one in each], _moves(_only(each, blocks), table))
+            for blocks in folded
+        ]
 
     def _places(self, multiplier: Multiplier, table: SlotTable, step: int, steps: int) -> FloatArray:
         """[places or 1] float32: multiplier x block weight."""
         number = np.array([multiplier.number(table.component, step, steps)], dtype=np.float32)
         if (blocks := multiplier.blocks) is None:
             return number
-        return number * self._ratios.take((table.component, blocks), lambda: blocks.ratios(table))
+        return number * self._ratios_of(table, blocks)
 
-    def _mix(self, component: str, adapters: Sequence[Adapter]) -> Mix:
-        parts = [adapter.components[component] for adapter in adapters]
-        if any(part.norms for part in parts) and component not in self._norms:
-            self._norms[component] = self._bundle.component(component).norms()
-        table = self._bundle.component(component).table
-        return Mix(table, parts, self._norms.get(component), partial(self._bundle.weight, component))
+    def _ratios_of(self, table: SlotTable, blocks: BlockWeights) -> FloatArray:
+        """[places] float32."""
+        return self._ratios.take((table.component, blocks), lambda: blocks.ratios(table))
+
+    def _part(self, component: str, adapter: Adapter, blocks: BlockWeights | None) -> ComponentForms:
+        """What an adapter changes, with block weights in the scales of its lanes."""
+        part, table = adapter.components[component], self._bundle.component(component).table
+        if blocks is None:
+            return part
+        ratios = dict(zip(table.by_name, self._ratios_of(table, blocks).tolist(), strict=False))  # norms come last
+        slots = {
+            name: tuple(
+                replace(form, scale=form.scale * ratios[name]) if isinstance(form, LowRank) else form for form in forms
+            )
+            for name, forms in part.slots.items()
+        }
+        return replace(part, slots=slots)
 
 
 def multipliers(strength: Strength) -> Sequence[float | Multiplier]:
@@ -143,8 +174,12 @@ def of_image(strength: Strength, image: int) -> float | Multiplier:
     return each[image if len(each) > 1 else 0]
 
 
-def _moves(strength: Strength, component: str) -> bool:
-    return component == "unet" and any(isinstance(one, Multiplier) and one.moves for one in multipliers(strength))
+def _moves(each: Sequence[Multiplier], table: SlotTable) -> bool:
+    return table.component == "unet" and any(one.moves for one in each)
+
+
+def _only(each: Sequence[Multiplier], blocks: BlockWeights | None) -> list[Multiplier]:
+    return [one for one in each if one.blocks == blocks]
 
 
 def _refuse_rows(counts: set[int], rows: int | None) -> None:

@@ -14,11 +14,13 @@ import lora_edge
 from lora_edge import errors
 from lora_edge.adapterfile import read_adapter
 from lora_edge.bundle import Bundle
+from lora_edge.forms import ComponentForms, LowRank
 from lora_edge.kinds import Kind, claim
 from lora_edge.kinds.lora import LORA
 from lora_edge.library import Library
 from lora_edge.pack import KEY, read_pack
 from lora_edge.prompt import parse
+from lora_edge.runtime.coreml.lanes import check_rank
 from lora_edge.slots import SlotTable
 from lora_edge.tools.convert import convert
 
@@ -28,6 +30,7 @@ LORA_PAIR = {
     "lora_unet_conv_in.lora_up.weight": np.ones((8, 2, 1, 1), np.float32),
     "lora_unet_conv_in.lora_down.weight": np.ones((2, 4, 3, 3), np.float32),
 }
+FOUR_LANES = ComponentForms({"conv_in": (LowRank(np.ones((4, 4), np.float32), np.ones((4, 8), np.float32)),)})
 OFT = {"oft_unet_conv_in.oft_blocks": np.ones((2, 4, 4), np.float32)}
 HALF = {"lora_unet_conv_in.lora_up.weight": np.ones((2, 2), np.float32)}
 
@@ -70,6 +73,7 @@ REFUSALS: dict[str, Refusal] = {
     ).fit(tables),
     "AdapterMismatch": lambda folder, save, tables: read_adapter(save(HALF)).fit(tables),
     "AdapterTooLarge": lambda folder, save, tables: read_adapter(save(LORA_PAIR)).fit(tables, max_bytes=100),
+    "RankTooLarge": lambda folder, save, tables: check_rank("unet", [("ink", FOUR_LANES)], 2),
     "BaseNeeded": lambda folder, save, tables: read_adapter(save(OFT)).fit(tables),
     "PackMismatch": lambda folder, save, tables: read_pack(
         save(HALF, metadata={KEY: '{"format": 9}'}), Bundle(folder, {"fingerprint": ""}, {})

@@ -1,0 +1,1 @@
+"""Core ML packages as graphs: their manifest, how adapters lie in them, and what runs them."""
