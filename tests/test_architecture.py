@@ -84,6 +84,16 @@ def test_onnxruntime_is_imported_in_one_file() -> None:
     assert users == {"runtime/session.py"}
 
 
+def test_coremltools_is_imported_in_one_file_of_the_runtime() -> None:
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for path in FILES
+        for module, _ in imports(path)
+        if module.split(".")[0] == "coremltools"
+    }
+    assert {user for user in users if not user.startswith("export/coreml/")} == {"runtime/coreml/machine.py"}
+
+
 def test_typer_and_tqdm_stay_with_the_command_line() -> None:
     users = {
         path.relative_to(ROOT).as_posix()

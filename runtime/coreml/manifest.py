@@ -16,7 +16,11 @@ FOLDER = "coreml"
 MANIFEST = "lora_edge_coreml.json"
 READABLE_FORMATS = (1,)
 MAX_MANIFEST = 64 << 20
-DTYPES = {"fp16": np.dtype(np.float16), "fp32": np.dtype(np.float32), "int32": np.dtype(np.int32)}
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "fp16": np.dtype(np.float16),
+    "fp32": np.dtype(np.float32),
+    "int32": np.dtype(np.int32),
+}
 AGAIN = "export it again with --target coreml"
 
 Shape = tuple[int, ...]
