@@ -6,7 +6,8 @@ packages with the manifest that was written with them. Nothing here needs a Mac,
 accelerator does inside its kernels (accumulating in half precision, fusing operations) is not reproduced.
 """
 
+from lora_edge.mil.check import check
 from lora_edge.mil.package import Package
 from lora_edge.mil.ports import Port
 
-__all__ = ["Package", "Port"]
+__all__ = ["Package", "Port", "check"]

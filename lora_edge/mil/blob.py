@@ -80,5 +80,12 @@ def as_array(view: memoryview | bytes, kind: TensorType) -> Array:
 
 def unpack(packed: Array, bits: int, count: int) -> Array:
     """Unsigned numbers of 1 to 8 bits, packed lowest bit first, across bytes: [count] uint8."""
-    flat = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
-    return np.packbits(flat, axis=1, bitorder="little")[:, 0]
+    # `bits` bytes hold 8 numbers: they are put into a word of 64 bits, which is shifted for each.
+    groups = -(-count // 8)
+    held = np.zeros(groups * bits, np.uint8)
+    held[: len(packed)] = packed
+    words = np.zeros((groups, 8), np.uint8)
+    words[:, :bits] = held.reshape(groups, bits)
+    shifts = np.arange(8, dtype=np.uint64) * np.uint64(bits)
+    spread: Array = (words.view("<u8") >> shifts) & np.uint64((1 << bits) - 1)
+    return spread.astype(np.uint8).reshape(-1)[:count]

@@ -1,6 +1,6 @@
 """Inputs and outputs of a package, as its description lists them (ModelDescription of Model.proto)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class Port:
 
 
 # Of the oneof defaultOptionalValue in ArrayFeatureType: field -> how it is read.
-DEFAULTS = {
+DEFAULTS: Mapping[int, Callable[[Message], float | int]] = {
     41: lambda array: array.integer(41),
     51: lambda array: array.real(51, "<f"),
     61: lambda array: array.real(61, "<d"),

@@ -27,29 +27,35 @@ def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
 def erf(x: Array) -> Array:
     inside = np.clip(x, -4, 4)
     square = inside * inside
-    return np.clip(inside * _polynomial(ERF_P, square) / _polynomial(ERF_Q, square), -1, 1)
+    made: Array = np.clip(inside * _polynomial(ERF_P, square) / _polynomial(ERF_Q, square), -1, 1)
+    return made
 
 
 def sigmoid(x: Array) -> Array:
-    return 1 / (1 + np.exp(-x))
+    made: Array = 1 / (1 + np.exp(-x))
+    return made
 
 
 def silu(x: Array) -> Array:
-    return x * sigmoid(x)
+    made: Array = x * sigmoid(x)
+    return made
 
 
 def softmax(x: Array, axis: Array | int = -1) -> Array:
-    made = np.exp(x - x.max(axis=int(axis), keepdims=True))
+    made: Array = np.exp(x - x.max(axis=int(axis), keepdims=True))
     made /= made.sum(axis=int(axis), keepdims=True)
     return made
 
 
 def _gelu_tanh(x: Array) -> Array:
-    return 0.5 * x * (1 + np.tanh(np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)))
+    inside: Array = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
+    made: Array = np.float32(0.5) * x * (1 + np.tanh(inside))
+    return made
 
 
 def _gelu_exact(x: Array) -> Array:
-    return 0.5 * x * (1 + erf(x * np.float32(math.sqrt(0.5))))
+    made: Array = np.float32(0.5) * x * (1 + erf(x * np.float32(math.sqrt(0.5))))
+    return made
 
 
 GELU: Mapping[str, Callable[[Array], Array]] = {

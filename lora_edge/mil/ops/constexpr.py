@@ -28,7 +28,8 @@ def constexpr_lut_to_dense(
         bits, count = int(len(lut)).bit_length() - 1, math.prod(declared[0])
         if len(lut) != 1 << bits or not 1 <= bits <= 8 or len(indices) != -(-count * bits // 8):
             raise ValueError(f"{len(indices)} bytes of indices into a palette of {len(lut)}")
-        return lut[unpack(indices, bits, count)].reshape(declared[0])
+        made: Array = lut[unpack(indices, bits, count)]
+        return made.reshape(declared[0])
     groups = lut.shape[: indices.ndim]
     if lut.ndim != indices.ndim + 2 or any(size % parts for size, parts in zip(indices.shape, groups, strict=True)):
         raise ValueError(f"a palette {list(lut.shape)} for indices {list(indices.shape)}")
@@ -38,7 +39,8 @@ def constexpr_lut_to_dense(
     fits(declared, made_shape)
     places = np.ogrid[tuple(slice(size) for size in indices.shape)]
     group = [place // (size // parts) for place, size, parts in zip(places, indices.shape, groups, strict=True)]
-    return np.moveaxis(lut[(*group, indices)], -1, axis + 1).reshape(declared[0])
+    vectors: Array = lut[(*group, indices)]
+    return np.moveaxis(vectors, -1, axis + 1).reshape(declared[0])
 
 
 OPS: Family = {"constexpr_lut_to_dense": constexpr_lut_to_dense}

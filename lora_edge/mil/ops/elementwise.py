@@ -1,6 +1,6 @@
 """Operations element by element: arithmetic, comparisons, logic, functions of one number, casts, choices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -28,7 +28,7 @@ BINARY = {
     "logical_or": np.logical_or,
     "logical_xor": np.logical_xor,
 }
-UNARY = {
+UNARY: Mapping[str, Callable[[Array], Array]] = {
     "abs": np.abs,
     "ceil": np.ceil,
     "cos": np.cos,
