@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 PINS := torch==2.13.0 numpy==2.4.6 onnx==1.23.2 onnxruntime==1.31.1 onnxscript==0.7.2 onnx-ir==1.1.0 \
         diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 lycoris-lora==4.1.3 tokenizers==0.23.3 safetensors==0.8.0
 
-.PHONY: demo test check export-sd15 clean
+.PHONY: demo test check fuzz export-sd15 clean
 
 demo: demo/emoji/lora_edge.json  ## export the demo model, write demo/contact-sheet.png
 	$(BIN)/python examples/contact_sheet.py
@@ -22,6 +22,9 @@ check: $(READY)  ## ruff, mypy --strict on the built wheel, the walls between th
 	$(BIN)/ruff format --check .
 	$(BIN)/python tests/typecheck.py
 	$(BIN)/python -m pytest tests/test_architecture.py
+
+fuzz: $(READY)  ## 20,000 hostile adapter files: what refuses them, the memory and the time that reading them takes
+	$(BIN)/python -m tests.fuzz
 
 export-sd15: $(READY)  ## time and memory of exporting a model of Stable Diffusion 1.5's size (random weights)
 	$(BIN)/python benchmarks/export_sd15.py

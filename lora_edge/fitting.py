@@ -14,7 +14,7 @@ from lora_edge.baseweights import BaseWeights
 from lora_edge.dialects.peft import WRAPPER
 from lora_edge.embedding import Embedding
 from lora_edge.embeddingfile import bundled_embeddings
-from lora_edge.errors import AdapterError, AdapterValueError
+from lora_edge.errors import AdapterError, AdapterFileDamaged, AdapterValueError
 from lora_edge.forms import ComponentForms, LowRank, NormDelta
 from lora_edge.kinds import Update
 from lora_edge.peftconfig import PeftConfig
@@ -51,6 +51,8 @@ def fit(
                 result = part.kind.form(update)
         except AdapterValueError as error:
             raise _named(error, file, part) from None
+        except AdapterFileDamaged:  # cut since it was opened: the rest is not to be trusted, strict or not
+            raise
         except AdapterError as error:
             for module in part.modules:
                 misfits.add(module, file.modules[module].values(), error)
@@ -74,7 +76,7 @@ def _bundled(file: "AdapterFile", misfits: Misfits) -> tuple[Embedding, ...]:
     """Embeddings that come with the file; all of them or none."""
     try:
         return bundled_embeddings(file.tensors, file.bundled, file.path) if file.bundled else ()
-    except AdapterValueError:
+    except (AdapterValueError, AdapterFileDamaged):
         raise
     except AdapterError as error:
         for name in file.bundled:

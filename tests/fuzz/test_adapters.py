@@ -15,7 +15,7 @@ from .seeds import Seed, seeds
 from .trial import LOADED, Outcome, outcome, trial, write
 from .world import small_bundle
 
-FILES = 2000
+FILES = 1500
 
 
 @pytest.fixture(scope="module")

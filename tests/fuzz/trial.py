@@ -6,8 +6,8 @@ once. The most memory that is held at any moment of it is at most
     2 x max(bytes of the file, bytes that `AdapterFile.cost` tells) + CONSTANT + PER_NAME x names + PER_JSON x settings,
 
 where names are the tensors and strings in the header, and settings the bytes of JSON about PEFT or a pack. It takes at
-most MS_PER_MB for each MB of that maximum, and FIXED_MS, and MS_PER_NAME for each name. Memory is what Python and numpy
-allocate (tracemalloc); a file that is mapped lies in the system's page cache and is not counted.
+most MS_PER_MB of the processor for each MB of that maximum, and FIXED_MS, and MS_PER_NAME for each name. Memory is what
+Python and numpy allocate (tracemalloc); a file that is mapped lies in the system's page cache and is not counted.
 """
 
 import time
@@ -31,6 +31,7 @@ from lora_edge.packhead import KEY as PACK_KEY
 from lora_edge.peftconfig import METADATA_KEY
 from lora_edge.slots import SlotTable
 from lora_edge.tensorfile import TensorFile, read_header
+from lora_edge.tensorheader import MAX_TENSORS
 
 from .mutations import mutate
 from .seeds import Seed
@@ -39,7 +40,7 @@ LOADED = "loaded"
 CONSTANT = 512 << 10  # buffers of open files, a message, a regular expression of 200 brackets, some frames
 PER_NAME = 3 << 10  # its text, its entry, its module, its leaf, why it has no effect: about ten objects of Python
 PER_JSON = 24  # an empty list takes 64 bytes and a place in its list, and is written in 3
-FIXED_MS = 30.0  # opening two or three files, and whatever else the machine does in between
+FIXED_MS = 30.0  # opening two or three files, on a machine that does other things in between
 MS_PER_NAME = 0.1
 MS_PER_MB = 50.0
 
@@ -103,7 +104,7 @@ def write(seed: Seed, blob: bytes, settings: bytes | None, folder: Path) -> Path
 def outcome(seed: Seed, path: Path, size: int, bundle: Bundle, number: int = 0, timed: bool = False) -> Outcome:
     """Read a file; every second one leniently."""
     strict = number % 2 == 0
-    peak, before, start = 0, tracemalloc.get_traced_memory()[0], time.perf_counter()
+    peak, before, start = 0, tracemalloc.get_traced_memory()[0], time.process_time()
     if not timed:
         tracemalloc.reset_peak()
     try:
@@ -115,7 +116,7 @@ def outcome(seed: Seed, path: Path, size: int, bundle: Bundle, number: int = 0, 
         loaded, result, fault = None, type(error).__name__, _speechless(error)
     except Exception as error:
         loaded, result, fault = None, type(error).__name__, f"{type(error).__name__}: {error}"
-    ms = 1e3 * (time.perf_counter() - start) if timed else 0.0
+    ms = 1e3 * (time.process_time() - start) if timed else 0.0
     if not timed:
         peak = tracemalloc.get_traced_memory()[1] - before
     if loaded is not None:
@@ -131,10 +132,10 @@ def within(outcome: Outcome) -> bool:
 def _with_constants(made: Outcome, path: Path, tables: Sequence[SlotTable]) -> Outcome:
     """The outcome with what else the promise allows, which is only looked up where it matters."""
     weights = path / "adapter_model.safetensors" if path.is_dir() else path
-    names, settings, told = 0, made.size - weights.stat().st_size, 0
+    names, settings, told = _named(weights), made.size - weights.stat().st_size, 0
     with suppress(LoraEdgeError):
         header = read_header(weights)
-        names = len(header.entries) + len(header.metadata)
+        names += len(header.metadata)
         settings += sum(len(header.metadata.get(key, "")) for key in (METADATA_KEY, PACK_KEY))
     with suppress(LoraEdgeError):
         told = read_adapter(path).cost(tables).nbytes
@@ -143,6 +144,11 @@ def _with_constants(made: Outcome, path: Path, tables: Sequence[SlotTable]) -> O
         return made
     fault = f"took {made.peak} bytes and {made.ms:.0f} ms, {made.memory:.0%} and {made.time:.0%} of what is promised"
     return replace(made, fault=fault)
+
+
+def _named(path: Path) -> int:
+    """About how many tensors a header names, read or not."""
+    return min(path.read_bytes().count(b"data_offsets"), MAX_TENSORS)
 
 
 def _speechless(error: LoraEdgeError) -> str:
