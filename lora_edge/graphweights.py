@@ -102,4 +102,4 @@ class GraphWeights:
         if held.size != count:
             raise BundleDamaged(f"{self.file} was cut while it was in use; copy the bundle again")
         shaped = held.reshape(place.shape)
-        return np.ascontiguousarray(shaped.T if place.transposed else shaped, dtype=np.float32)
+        return np.asarray(shaped.T if place.transposed else shaped, dtype=np.float32)

@@ -57,6 +57,20 @@ def test_magnitudes_of_peft_are_of_the_output(layer: Any, random: Any, check: An
     check(tensors | {"lora_magnitude_vector": magnitudes}, weight, wanted.numpy())
 
 
+@pytest.mark.parametrize("on_output", [True, False])
+def test_a_change_that_nearly_undoes_the_weight(on_output: bool, random: Any, check: Any) -> None:
+    """Norms are summed from their parts; where the parts cancel there would be few digits left."""
+    tensors, _ = lora((6, 10), random)
+    tensors["alpha"] = np.float32(2)
+    change = tensors["up"].astype(np.float64) @ tensors["down"]
+    weight = (-change * (1 - 1e-3)).astype(np.float32)
+    magnitudes = 1 + np.abs(random(*((6, 1) if on_output else (1, 10))))
+    wanted = weight_decompose(
+        torch.from_numpy(weight + change), torch.from_numpy(magnitudes).double(), wd_on_out=on_output
+    )
+    check(tensors | {"dora_scale": magnitudes}, weight, wanted.numpy())
+
+
 def test_against_peft(random: Any, check: Any) -> None:
     torch.manual_seed(0)
     base = torch.nn.Sequential(torch.nn.Linear(10, 6), torch.nn.Conv2d(4, 6, 3))
