@@ -32,7 +32,7 @@ class Components:
 
         Raises:
             ComponentMissing: the bundle has none of that name.
-            BundleDamaged: the backend cannot read the file.
+            BundleDamaged: the backend cannot read its files.
         """
         if name not in self._graphs:
             component = self._bundle.component(name)

@@ -98,6 +98,8 @@ class TextModel:
             return outputs["last_hidden_state"]
         component = self.bundle.component(TEXT_ENCODER)
         norms = {**component.norms(), **feeds}
+        if layers(outputs) < self.clip_skip:
+            raise RequestError("this text encoder gives its last layer alone; leave clip skip at 1")
         state = outputs[f"hidden_states.{layers(outputs) + 1 - self.clip_skip}"]
         centred = state - state.mean(axis=-1, keepdims=True)
         spread = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + component.config.get("layer_norm_eps", 1e-5))

@@ -34,6 +34,7 @@ class PackagedGraph:
     """A component in one package or several, run one after the other (the `Graph` of these backends).
 
     A package has a fixed number of rows; other batches take several runs, the last of them filled up with its last row.
+    Outputs are float32 whatever the package declares.
 
     Args:
         component: `unet`, `text_encoder`, `vae_decoder` or `vae_encoder`.
@@ -77,7 +78,10 @@ class PackagedGraph:
             raise RequestError(f"the inputs have different numbers of rows: {told}")
         rows = max(counts, default=1)
         runs = [self._run(plain, adapters, own) for own in self._cut(rows)]
-        return {ours: np.concatenate([run[theirs] for run in runs])[:rows] for ours, theirs in self._outputs.items()}
+        return {
+            ours: np.concatenate([run[theirs] for run in runs])[:rows].astype(np.float32)
+            for ours, theirs in self._outputs.items()
+        }
 
     def _cut(self, rows: int) -> Iterator[Sequence[int]]:
         """Which rows each run takes."""

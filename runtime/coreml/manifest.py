@@ -7,15 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from lora_edge.bundle import READABLE_ABIS, Bundle
-from lora_edge.errors import BundleDamaged, BundleVersionError, ComponentMissing
-from lora_edge.jsonfile import read_object
+from lora_edge.bundle import Bundle
+from lora_edge.errors import BundleDamaged, ComponentMissing
+from lora_edge.mil.check import MANIFEST, read_manifest
 from lora_edge.slots import Slot, SlotTable
 
 FOLDER = "coreml"
-MANIFEST = "lora_edge_coreml.json"
-READABLE_FORMATS = (1,)
-MAX_MANIFEST = 64 << 20
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "fp16": np.dtype(np.float16),
     "fp32": np.dtype(np.float32),
@@ -84,9 +81,10 @@ class Packaged:
     def inputs(self) -> dict[str, Port]:
         """What a caller gives."""
         made: dict[str, Port] = {}
-        between = {name for stage in self.stages for name in stage.outputs}
+        between: set[str] = set()
         for stage in self.stages:
             made |= {name: port for name, port in stage.inputs.items() if name not in between}
+            between |= stage.outputs.keys()
         return made
 
     @property
@@ -122,28 +120,19 @@ class Packages:
         """Read the manifest and check it against the bundle; packages themselves are not opened.
 
         Raises:
-            ComponentMissing: the bundle was exported without Core ML packages.
+            BundleNotFound: the bundle was exported without Core ML packages.
             BundleVersionError: they were written for another version.
             BundleDamaged: the manifest cannot be read, names files outside its folder or that are not there, fits
                 another bundle, or contradicts itself.
         """
         folder = bundle.folder / FOLDER
-        path = folder / MANIFEST
-        if not path.is_file():
-            raise ComponentMissing(f"{bundle.folder} holds no Core ML packages; {AGAIN}")
-        if path.stat().st_size > MAX_MANIFEST:
-            raise BundleDamaged(f"{path} is larger than a manifest can be ({path.stat().st_size} bytes)")
-        told = read_object(path, BundleDamaged)
-        for word, readable in (("format", READABLE_FORMATS), ("abi", READABLE_ABIS)):
-            if told.get(word) not in readable:
-                known = ", ".join(map(str, readable))
-                raise BundleVersionError(f"{path} has {word} {told.get(word)!r}; this version reads {known}: {AGAIN}")
+        told = read_manifest(folder)
         if told.get("fingerprint") != bundle.fingerprint:
             raise BundleDamaged(f"{folder} was made for another bundle (its fingerprint differs); {AGAIN}")
         try:
             return _parse(folder, told, {table.component: table for table in bundle.tables})
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise BundleDamaged(f"{path} lacks or misspells an entry: {error!r}; {AGAIN}") from error
+            raise BundleDamaged(f"{folder / MANIFEST} lacks or misspells an entry: {error!r}; {AGAIN}") from error
 
     def component(self, name: str) -> Packaged:
         """A component by name; a text encoder without adapter inputs stands in for one that has them.
@@ -180,7 +169,7 @@ def _packaged(folder: Path, entry: Mapping[str, Any]) -> Packaged:
 def _stage(folder: Path, name: str, ports: Mapping[str, Any]) -> Stage:
     path = folder / name
     if Path(name).name != name or path.resolve().parent != folder.resolve():
-        raise BundleDamaged(f"{folder / MANIFEST} names the package {name!r}, which lies outside the folder")
+        raise BundleDamaged(f"{folder / MANIFEST} names the package {name!r}, which lies outside the folder; {AGAIN}")
     if not path.is_dir():
         raise BundleDamaged(f"{folder} lacks {name}; copy the bundle again or export it anew")
     return Stage(path, *({port.name: port for port in map(_port, ports[word])} for word in ("inputs", "outputs")))

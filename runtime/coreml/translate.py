@@ -4,6 +4,7 @@ Apple's UNet takes `encoder_hidden_states` as [2, dim, 1, tokens], channels firs
 its VAE calls latents and pixels by other names. Sizes are whatever the package declares.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -11,6 +12,8 @@ from lora_edge.arrays import Array
 from lora_edge.errors import BundleDamaged, RequestError
 from lora_edge.graph import GraphInput
 from lora_edge.runtime.coreml.manifest import Packaged, Port
+
+_NUMBERED = re.compile(r"(hidden_states)_(\d+)$")  # a package's names have no dots
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ def inputs(component: str, packaged: Packaged) -> dict[str, Input]:
 def outputs(component: str, packaged: Packaged) -> dict[str, str]:
     """Our name -> the package's, of every output; a single one needs no name."""
     named = {theirs: ours for ours, theirs in NAMES[component].outputs.items()}
+    named |= {name: _NUMBERED.sub(r"\1.\2", name) for name in packaged.outputs if _NUMBERED.match(name)}
     there = list(packaged.outputs)
     if len(there) == 1:
         return {next(iter(NAMES[component].outputs)): there[0]}
