@@ -10,11 +10,10 @@ import gc
 import sys
 import tempfile
 import time
-import tracemalloc
 from collections import Counter
 from pathlib import Path
 
-from .large import large_files
+from .large import LARGE
 from .plan import hostile
 from .seeds import Seed, seeds
 from .trial import Outcome, outcome, trial, write
@@ -45,9 +44,7 @@ def small(files: int, first: int, folder: Path, outcomes: "Outcomes") -> None:
     gc.disable()  # so that no file pays for another
     for mutation, seed, number in hostile(every, files, first):
         timed = trial(seed, mutation, number, bundle, folder, timed=True)
-        tracemalloc.start()
         measured = trial(seed, mutation, number, bundle, folder)
-        tracemalloc.stop()
         outcomes.add(mutation, f"#{number} of {seed.name} ({seed.form})", timed, measured)
         if number % 500 == 0:
             gc.collect()
@@ -58,12 +55,11 @@ def large(folder: Path, outcomes: "Outcomes") -> None:
     """Files of the size that people have."""
     bundle = small_bundle(folder)
     print(f"{'large files':50} {'MB':>6} {'result':>20} {'peak MB':>8} {'x file':>7} {'ms/MB':>6}")
-    for seed in large_files():
+    for make in LARGE.values():
+        seed = make()
         path = write(seed, seed.blob, None, folder)
         timed = min((outcome(seed, path, len(seed.blob), bundle, timed=True) for _ in range(2)), key=lambda one: one.ms)
-        tracemalloc.start()
         measured = outcome(seed, path, len(seed.blob), bundle)
-        tracemalloc.stop()
         outcomes.add("large files", seed.name, timed, measured)
         size = measured.size / 1e6
         figures = f"{measured.peak / 1e6:8.1f} {measured.peak / measured.size:7.2f} {timed.ms / size:6.1f}"

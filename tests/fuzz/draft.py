@@ -81,13 +81,16 @@ def draft(tensors: Mapping[str, tuple[str, Array]], metadata: Any = None, settin
 
 def encoded(dtype: str, array: Array) -> bytes:
     """Values as a file holds them; those of 8 bits are the nearest code."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _encoded(dtype, np.asarray(array))
+
+
+def _encoded(dtype: str, array: Array) -> bytes:
     if dtype in FLOATS:
-        with np.errstate(over="ignore"):
-            return np.asarray(array).astype(FLOATS[dtype]).tobytes()
+        return array.astype(FLOATS[dtype]).tobytes()
     if dtype == "BF16":
-        return (np.asarray(array, "<f4").view("<u4") >> 16).astype("<u2").tobytes()
+        return (array.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
     if dtype in CODED:
-        distance = np.abs(CODED[dtype][None] - np.asarray(array, np.float64).reshape(-1, 1))
+        distance = np.abs(CODED[dtype][None] - array.astype(np.float64).reshape(-1, 1))
         return np.nanargmin(np.where(np.isfinite(distance), distance, np.nan), axis=1).astype("u1").tobytes()
-    with np.errstate(invalid="ignore"):
-        return np.asarray(array).astype({"I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}[dtype]).tobytes()
+    return array.astype({"I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}[dtype]).tobytes()

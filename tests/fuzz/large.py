@@ -1,6 +1,7 @@
 """Files of 5 to 50 MB for Stable Diffusion 1.5's own widths, whole and hostile: memory and time where they count."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,23 +25,12 @@ def load(path: Path, bundle: Bundle, strict: bool) -> object:
     return read_adapter(path).fit(SD1, strict=strict, max_bytes=MAX_BYTES)
 
 
-def large_files() -> Iterator[Seed]:
-    """Each of them is made when it is asked for."""
-    for dtype in WIDE:
-        yield _seed(f"lora of rank 16, {dtype}", lora(16, dtype))
-    yield _seed("lora of rank 64, F16", lora(64, "F16"))
-    yield _seed("loha of rank 4, F16", loha(4, "F16"))
-    for dtype in WIDE:
-        yield _seed(f"one layer of 20 MB, {dtype}", one_layer(dtype, 20_000_000))
-    for name, change in HOSTILE.items():
-        made = lora(16, "F16")
-        yield Seed(f"lora of rank 16, F16: {name}", "file", made, change(made), load, SD1)
-    for name, make in HEADERS.items():
-        yield _seed(name, make())
+def _right(name: str, make: Callable[[], Draft]) -> tuple[str, Callable[[], Seed]]:
+    return name, lambda: Seed(name, "file", made := make(), made.dump(), load, SD1)
 
 
-def _seed(name: str, made: Draft) -> Seed:
-    return Seed(name, "file", made, made.dump(), load, SD1)
+def _wrong(name: str, change: Callable[[Draft], bytes]) -> tuple[str, Callable[[], Seed]]:
+    return name, lambda: Seed(name, "file", made := lora(16, "F16"), change(made), load, SD1)
 
 
 def _layers() -> Iterator[tuple[str, Slot]]:
@@ -124,7 +114,7 @@ def _of_nothing(count: int) -> Draft:
 
 
 class _Raw(Draft):
-    """A header that is no list of names."""
+    """A header that is written out."""
 
     def __init__(self, text: bytes) -> None:
         super().__init__()
@@ -147,3 +137,15 @@ HEADERS: dict[str, Callable[[], Draft]] = {
     "header of spaces": lambda: _Raw(b"{" + b" " * 10_000_000 + b"}"),
     "header of quotes": lambda: _Raw(b'{"' + b'\\"' * 5_000_000),
 }
+
+ORDINARY = "lora of rank 16, F16"
+LARGE: Mapping[str, Callable[[], Seed]] = dict(  # each of them is made when it is asked for
+    (
+        *(_right(f"lora of rank 16, {dtype}", partial(lora, 16, dtype)) for dtype in WIDE),
+        _right("lora of rank 64, F16", partial(lora, 64, "F16")),
+        _right("loha of rank 4, F16", partial(loha, 4, "F16")),
+        *(_right(f"one layer of 20 MB, {dtype}", partial(one_layer, dtype, 20_000_000)) for dtype in WIDE),
+        *(_wrong(f"{ORDINARY}: {name}", change) for name, change in HOSTILE.items()),
+        *(_right(name, make) for name, make in HEADERS.items()),
+    )
+)

@@ -1,15 +1,21 @@
 """A sample of the hostile files that `make fuzz` makes, without a clock; and the files that they are made from."""
 
-import tracemalloc
+import json
 from collections import Counter
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 import pytest
 
+from lora_edge.about import card, inspection
 from lora_edge.bundle import Bundle
+from lora_edge.errors import LoraEdgeError
+from lora_edge.library import Entry
+from lora_edge.tensorheader import MAX_TENSORS
 
-from .mutations import NAMES
+from .large import LARGE, ORDINARY
+from .mutations import NAMES, mutate
 from .plan import hostile
 from .seeds import Seed, seeds
 from .trial import LOADED, Outcome, outcome, trial, write
@@ -28,13 +34,6 @@ def every(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> list[Seed
     return seeds(bundle, tmp_path_factory.mktemp("seeds"))
 
 
-@pytest.fixture
-def _traced() -> Iterator[None]:
-    tracemalloc.start()
-    yield
-    tracemalloc.stop()
-
-
 def _read(seed: Seed, bundle: Bundle, folder: Path) -> Outcome:
     settings = seed.draft.settings if seed.draft else None
     path = write(seed, seed.blob, settings.encode() if settings is not None else None, folder)
@@ -48,7 +47,6 @@ def test_the_files_that_are_mutated_are_right(every: list[Seed], bundle: Bundle,
     assert Counter(seed.form for seed in every).keys() == {"file", "folder", "pack", "ort", "words"}
 
 
-@pytest.mark.usefixtures("_traced")
 def test_hostile_files_are_refused_or_finite_and_cost_little(every: list[Seed], bundle: Bundle, tmp_path: Path) -> None:
     for seed in every:  # what is kept from file to file is made now
         _read(seed, bundle, tmp_path)
@@ -62,6 +60,30 @@ def test_hostile_files_are_refused_or_finite_and_cost_little(every: list[Seed], 
             faults.append(f"{mutation} #{number} of {seed.name} ({seed.form}): {read.fault}")
     assert not faults
     assert results[LOADED] > FILES / 5 and len(results) > 6, "the files are hostile, and not merely broken"
+
+
+@pytest.mark.parametrize("name", [ORDINARY, *(name for name in LARGE if name.startswith((f"{ORDINARY}:", "header")))])
+def test_large_files_cost_at_most_twice_their_size(name: str, bundle: Bundle, tmp_path: Path) -> None:
+    """What they cost beyond it is a part of their largest layer, and a kB for each name."""
+    seed = LARGE[name]()
+    read = _read(seed, bundle, tmp_path)
+    assert not read.fault and read.peak < 2 * len(seed.blob) + 1024 * _names(seed) + (1 << 20)
+
+
+def _names(seed: Seed) -> int:
+    return min(seed.blob.count(b"data_offsets") + seed.blob.count(b'": "'), MAX_TENSORS)
+
+
+def test_listing_and_inspecting_tell_of_every_file(every: list[Seed], bundle: Bundle, tmp_path: Path) -> None:
+    """A card is made of any file, and an inspection of all that are adapters."""
+    seen: Counter[str] = Counter()
+    for mutation, seed, number in hostile(every, 300, first=100_000):
+        path = write(seed, *mutate(mutation, Random(number), seed), tmp_path)
+        told = card(Entry(path.stem, path), bundle)
+        seen["refused" if told["refused"] else "fits" if told["fits"] else "misfits"] += 1
+        with suppress(LoraEdgeError):
+            json.dumps(inspection(path, bundle))
+    assert min(seen.values()) > 10 and len(seen) == 3
 
 
 def test_the_sample_has_every_mutation_of_every_form(every: list[Seed]) -> None:

@@ -104,9 +104,9 @@ def write(seed: Seed, blob: bytes, settings: bytes | None, folder: Path) -> Path
 def outcome(seed: Seed, path: Path, size: int, bundle: Bundle, number: int = 0, timed: bool = False) -> Outcome:
     """Read a file; every second one leniently."""
     strict = number % 2 == 0
-    peak, before, start = 0, tracemalloc.get_traced_memory()[0], time.process_time()
     if not timed:
-        tracemalloc.reset_peak()
+        tracemalloc.start()
+    start = time.process_time()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -117,8 +117,8 @@ def outcome(seed: Seed, path: Path, size: int, bundle: Bundle, number: int = 0, 
     except Exception as error:
         loaded, result, fault = None, type(error).__name__, f"{type(error).__name__}: {error}"
     ms = 1e3 * (time.process_time() - start) if timed else 0.0
-    if not timed:
-        peak = tracemalloc.get_traced_memory()[1] - before
+    peak = tracemalloc.get_traced_memory()[1]  # 0 where nothing is traced
+    tracemalloc.stop()
     if loaded is not None:
         fault = _broken(loaded, path, seed.form)
     made = Outcome(result, fault, size, peak=peak, ms=ms)
