@@ -16,6 +16,7 @@ import numpy as np
 METADATA = "__metadata__"
 MAX_TENSORS = 50_000  # the largest adapters of SDXL have 10,000
 MAX_STRINGS = 10_000  # of metadata; trainers write about a hundred
+MAX_WIDE = 10_000_000  # bytes of a header that is not ASCII: one rare character makes Python take 4 bytes for each
 MAX_ENTRY = 2_000  # characters of what is said of one tensor
 MAX_AXES = 32
 MAX_BYTES = 2**62  # of one tensor with its empty axes taken as 1: beyond it numpy's own arithmetic overflows
@@ -71,6 +72,8 @@ def parse(text: bytes, size: int) -> Header:
     """
     if not text.startswith(b"{"):
         raise Wrong("is no safetensors file: its header does not begin with {")
+    if len(text) > MAX_WIDE and not text.isascii():
+        raise Wrong(f"has a header of {len(text)} bytes beyond ASCII; at most {MAX_WIDE} are read")
     start = 8 + len(text)
     try:
         decoded = _Json(str(text, "utf-8"))

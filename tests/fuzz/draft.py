@@ -92,5 +92,6 @@ def _encoded(dtype: str, array: Array) -> bytes:
         return (array.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
     if dtype in CODED:
         distance = np.abs(CODED[dtype][None] - array.astype(np.float64).reshape(-1, 1))
-        return np.nanargmin(np.where(np.isfinite(distance), distance, np.nan), axis=1).astype("u1").tobytes()
+        codes: Array = np.nanargmin(np.where(np.isfinite(distance), distance, np.nan), axis=1)
+        return codes.astype("u1").tobytes()
     return array.astype({"I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}[dtype]).tobytes()

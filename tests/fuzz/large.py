@@ -128,6 +128,9 @@ HEADERS: dict[str, Callable[[], Draft]] = {
     "header of 40,000 tensors of nothing": lambda: _of_nothing(40_000),
     "header of 100,000 tensors of nothing": lambda: _of_nothing(100_000),
     "header of one string of 10 MB": lambda: Draft(metadata={"a": "x" * 10_000_000}),
+    "header of 9 MB with an emoji": lambda: _Raw(
+        b'{"__metadata__":{"a":"' + "\U0001f600".encode() + b"x" * 9_000_000 + b'"}}'
+    ),
     "header of 9,000 strings": lambda: Draft(metadata={str(index): "x" * 500 for index in range(9_000)}),
     "header of 1,000,000 strings": lambda: Draft(metadata={str(index): "" for index in range(1_000_000)}),
     "header of a million lists": lambda: _Raw(b'{"a":[' + b"[]," * 2_000_000),

@@ -11,14 +11,12 @@ from ..kinds_graph.naming import NAMINGS
 from .draft import Draft
 from .world import TABLES
 
-LEAVES = tuple(
-    spelling.replace("*", "default")
-    for spellings in (
-        *(spelling for owner in (*KINDS, *MODIFIERS) for spelling in owner.spellings.values()),
-        *UNREAD.values(),
-    )
-    for spelling in spellings
+SPELLINGS = (
+    *(spellings for kind in KINDS for spellings in kind.spellings.values()),
+    *(spellings for modifier in MODIFIERS for spellings in modifier.spellings.values()),
+    *UNREAD.values(),
 )
+LEAVES = tuple(spelling.replace("*", "default") for spellings in SPELLINGS for spelling in spellings)
 ODD = ("", ".", "..", "alpha", ".alpha", "x" * 3000, "\ud800", "a\0b", "../../x", "lora_unet_.", "bundle_emb.", "é.w")
 
 

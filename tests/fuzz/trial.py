@@ -5,7 +5,8 @@ once. The most memory that is held at any moment of it is at most
 
     2 x max(bytes of the file, bytes that `AdapterFile.cost` tells) + CONSTANT + PER_NAME x names + PER_JSON x settings,
 
-where names are the tensors and strings in the header, and settings the bytes of JSON about PEFT or a pack. It takes at
+where names are the tensors and strings in the header, and settings the bytes of JSON about PEFT or a pack; and PER_WIDE
+for each byte of a header beyond ASCII, which is refused from 10 MB on. It takes at
 most MS_PER_MB of the processor for each MB of that maximum, and FIXED_MS, and MS_PER_NAME for each name. Memory is what
 Python and numpy allocate (tracemalloc); a file that is mapped lies in the system's page cache and is not counted.
 """
@@ -40,6 +41,7 @@ LOADED = "loaded"
 CONSTANT = 512 << 10  # buffers of open files, a message, a regular expression of 200 brackets, some frames
 PER_NAME = 3 << 10  # its text, its entry, its module, its leaf, why it has no effect: about ten objects of Python
 PER_JSON = 24  # an empty list takes 64 bytes and a place in its list, and is written in 3
+PER_WIDE = 8  # the text and one string of it, 4 bytes a character
 FIXED_MS = 30.0  # opening two or three files, on a machine that does other things in between
 MS_PER_NAME = 0.1
 MS_PER_MB = 50.0
@@ -54,7 +56,7 @@ class Outcome:
         fault: what breaks the promise, "" for nothing.
         size: bytes of the file, and of the settings beside it.
         told: bytes of memory that its header tells; 0 where it was not asked for, as the rest was little enough.
-        names, settings: tensors and strings in the header, and bytes of JSON; likewise.
+        names, settings, wide: tensors and strings in the header, bytes of JSON, bytes beyond ASCII; likewise.
         peak: bytes held at most while it was read, 0 where that was not measured.
         ms: that reading took, 0 where that was not measured.
     """
@@ -65,13 +67,14 @@ class Outcome:
     told: int = 0
     names: int = 0
     settings: int = 0
+    wide: int = 0
     peak: int = 0
     ms: float = 0.0
 
     @property
     def memory(self) -> float:
         """What was held at most, as a part of what the promise allows."""
-        constant = CONSTANT + PER_NAME * self.names + PER_JSON * self.settings
+        constant = CONSTANT + PER_NAME * self.names + PER_JSON * self.settings + PER_WIDE * self.wide
         return self.peak / (2 * max(self.size, self.told) + constant)
 
     @property
@@ -132,14 +135,15 @@ def within(outcome: Outcome) -> bool:
 def _with_constants(made: Outcome, path: Path, tables: Sequence[SlotTable]) -> Outcome:
     """The outcome with what else the promise allows, which is only looked up where it matters."""
     weights = path / "adapter_model.safetensors" if path.is_dir() else path
-    names, settings, told = _named(weights), made.size - weights.stat().st_size, 0
+    names, settings, told, wide = _named(weights), made.size - weights.stat().st_size, 0, 0
     with suppress(LoraEdgeError):
         header = read_header(weights)
         names += len(header.metadata)
+        wide = 0 if weights.read_bytes()[8 : header.data_start].isascii() else header.data_start
         settings += sum(len(header.metadata.get(key, "")) for key in (METADATA_KEY, PACK_KEY))
     with suppress(LoraEdgeError):
         told = read_adapter(path).cost(tables).nbytes
-    made = replace(made, told=told, names=names, settings=settings)
+    made = replace(made, told=told, names=names, settings=settings, wide=wide)
     if within(made) or made.fault:
         return made
     fault = f"took {made.peak} bytes and {made.ms:.0f} ms, {made.memory:.0%} and {made.time:.0%} of what is promised"

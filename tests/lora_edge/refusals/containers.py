@@ -77,6 +77,11 @@ BYTES = (  # (what, the file, the sentence after its name)
         "has more than 10000 strings in its `__metadata__`",
     ),
     (
+        "a long header beyond ASCII",
+        _raw(b'{"__metadata__":{"a":"' + "é".encode() * 5_000_000 + b'"}}'),
+        "has a header of 10000025 bytes beyond ASCII; at most 10000000 are read",
+    ),
+    (
         "many tensors",
         _raw(b"{" + b",".join(_entry("F32", [0], [0, 0], str(n)) for n in range(50_001)) + b"}"),
         "names more than 50000 tensors, which no adapter has",
