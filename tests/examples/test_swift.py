@@ -45,7 +45,8 @@ def faults(source: bytes) -> list[str]:
     found, left = [], [parser.parse(source).root_node]
     while left:
         node = left.pop()
-        if node.is_error or node.is_missing or node.type == "bang":  # a value unwrapped by force
+        forced = node.type == "bang" and node.parent.type == "postfix_expression"
+        if node.is_error or node.is_missing or forced:
             found.append(f"line {node.start_point.row + 1}: {node.text[:60]!r}")
         left += node.children
     return found

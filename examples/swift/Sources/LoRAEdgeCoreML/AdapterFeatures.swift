@@ -1,5 +1,6 @@
 #if canImport(CoreML)
 import CoreML
+import Foundation
 import LoRAEdgeKit
 
 /// A mix as the features that a model is given: made once, fed at every step.

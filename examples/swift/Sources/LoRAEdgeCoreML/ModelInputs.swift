@@ -1,5 +1,6 @@
 #if canImport(CoreML)
 import CoreML
+import Foundation
 import LoRAEdgeKit
 
 extension Manifest.Port {
@@ -31,7 +32,7 @@ extension MLMultiArray {
     /// An array of an input's shape and type, filled with zeros.
     static func zeros(_ port: Manifest.Port) throws -> MLMultiArray {
         let array = try MLMultiArray(shape: port.shape.map { NSNumber(value: $0) }, dataType: port.dataType)
-        array.withUnsafeMutableBytes { bytes, _ in bytes.initializeMemory(as: UInt8.self, repeating: 0) }
+        array.withUnsafeMutableBytes { bytes, _ in _ = bytes.initializeMemory(as: UInt8.self, repeating: 0) }
         return array
     }
 
@@ -47,15 +48,18 @@ extension MLMultiArray {
         _ shape: [Int], _ type: MLMultiArrayDataType, _ numbers: [Number]
     ) throws -> MLMultiArray {
         let array = try MLMultiArray(shape: shape.map { NSNumber(value: $0) }, dataType: type)
+        let width = shape.last ?? 1
         array.withUnsafeMutableBytes { bytes, strides in
             let elements = bytes.bindMemory(to: Number.self)
-            for (index, number) in numbers.enumerated() {
-                var (rest, at) = (index, 0)
-                for (size, stride) in zip(shape, strides).reversed() {
-                    at += rest % size * stride
+            for row in 0..<numbers.count / width {
+                var (rest, start) = (row, 0)
+                for (size, stride) in zip(shape, strides).dropLast().reversed() {
+                    start += rest % size * stride
                     rest /= size
                 }
-                elements[at] = number
+                for column in 0..<width {
+                    elements[start + column * (strides.last ?? 1)] = numbers[row * width + column]
+                }
             }
         }
         return array
