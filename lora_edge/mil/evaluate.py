@@ -14,7 +14,7 @@ from lora_edge.mil.types import FLOAT16, STRING, TensorType
 
 Precision = Literal["f32", "f16"]
 PRECISIONS = ("f32", "f16")
-MEMORY = 32 << 30  # bytes that values may hold at a time
+MEMORY = 16 << 30  # bytes that values may hold at a time
 # What numpy raises when operands do not go together; a program from elsewhere can ask for anything.
 REFUSALS = (ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError, MemoryError)
 

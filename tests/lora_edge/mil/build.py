@@ -20,9 +20,7 @@ def program(
 ) -> Path:
     """Save a program in which each output is `build(mb, *inputs)`, as it is written: no pass of the converter runs."""
     target = getattr(ct.target, system)
-    placed = {
-        name: mb.placeholder(shape=array.shape, dtype=TYPES[array.dtype.name]) for name, array in inputs.items()
-    }
+    placed = {name: mb.placeholder(shape=array.shape, dtype=TYPES[array.dtype.name]) for name, array in inputs.items()}
     made = Program()
     with Function(placed, opset_version=target) as function:
         variables = [function.inputs[name] for name in placed]

@@ -17,7 +17,13 @@ from lora_edge.mil.package import Package
 ct = pytest.importorskip("coremltools")
 
 RANK = 4
-PORTS = {"sample": (2, 4, 8, 8), "timestep": (2,), "block_down": (16, RANK), "block_up": (RANK, 16), "lora_scale": (RANK,)}
+PORTS = {
+    "sample": (2, 4, 8, 8),
+    "timestep": (2,),
+    "block_down": (16, RANK),
+    "block_up": (RANK, 16),
+    "lora_scale": (RANK,),
+}
 DEFAULTS = {"block_down": 0.0, "block_up": 0.0, "lora_scale": 1.0}
 
 
@@ -98,7 +104,7 @@ def convert(block: Block, feeds: dict[str, Any]) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def packages(convert: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """"fp32", "fp16", "iOS18" (fused attention) and "palettized"; tests must not write into them."""
+    """ "fp32", "fp16", "iOS18" (fused attention) and "palettized"; tests must not write into them."""
     folder = tmp_path_factory.mktemp("packages")
     whole, half = convert(half=False), convert(half=True)
     config = ct.optimize.coreml.OpPalettizerConfig(mode="uniform", nbits=6, weight_threshold=64)

@@ -27,7 +27,9 @@ def without(feeds: Feeds, *names: str) -> Feeds:
 
 
 @pytest.mark.parametrize("omitted", [(), ("lora_scale",), ("block_down", "block_up", "lora_scale"), ("block_up",)])
-def test_in_float32_it_is_torch(packages: dict[str, Path], block: Block, feeds: Feeds, omitted: tuple[str, ...]) -> None:
+def test_in_float32_it_is_torch(
+    packages: dict[str, Path], block: Block, feeds: Feeds, omitted: tuple[str, ...]
+) -> None:
     given = without(feeds, *omitted)
     made = Package.open(packages["fp32"]).run(given)["noise_pred"]
     assert made.dtype == np.float32
@@ -117,7 +119,9 @@ def text_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     table = np.arange(6, dtype=np.float32).reshape(3, 2)
     path = tmp_path_factory.mktemp("text") / "Text.mlpackage"
-    return program({"tokens": lambda mb, ids: mb.gather(x=table, indices=ids, axis=0)}, {"input_ids": np.zeros(2, np.int32)}, path)
+    return program(
+        {"tokens": lambda mb, ids: mb.gather(x=table, indices=ids, axis=0)}, {"input_ids": np.zeros(2, np.int32)}, path
+    )
 
 
 def test_an_operation_that_is_not_known_is_named(tmp_path: Path) -> None:
