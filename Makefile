@@ -7,9 +7,10 @@ READY := $(VENV)/.ready
 
 # Versions that are known to work together; the package's own metadata asks for less.
 PINS := torch==2.13.0 numpy==2.4.6 onnx==1.23.2 onnxruntime==1.31.1 onnxscript==0.7.2 onnx-ir==1.1.0 \
-        diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 lycoris-lora==4.1.3 tokenizers==0.23.3 safetensors==0.8.0
+        diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 lycoris-lora==4.1.3 tokenizers==0.23.3 safetensors==0.8.0 \
+        tree-sitter==0.26.1 tree-sitter-swift==0.7.4
 
-.PHONY: demo test check fuzz export-sd15 clean
+.PHONY: demo test check fuzz mac-check export-sd15 clean
 
 demo: demo/emoji/lora_edge.json  ## export the demo model, write demo/contact-sheet.png
 	$(BIN)/python examples/contact_sheet.py
@@ -28,6 +29,15 @@ fuzz: $(READY)  ## 20,000 hostile adapter files: what refuses them, the memory a
 
 export-sd15: $(READY)  ## time and memory of exporting a model of Stable Diffusion 1.5's size (random weights)
 	$(BIN)/python benchmarks/export_sd15.py
+
+mac-check:  ## on a Mac: compile, load, compare and time Core ML packages of the demo model (docs/coreml.md)
+	@test "$$(uname)" = Darwin || $(PYTHON) examples/mac_check.py
+	$(MAKE) demo/coreml/lora_edge.json
+	$(BIN)/python examples/mac_check.py demo/coreml
+
+demo/coreml/lora_edge.json: $(READY) examples/emoji/model/model_index.json
+	mkdir -p demo
+	$(BIN)/lora-edge export examples/emoji/model demo/coreml --target coreml --force
 
 demo/emoji/lora_edge.json: $(READY) examples/emoji/model/model_index.json
 	mkdir -p demo
