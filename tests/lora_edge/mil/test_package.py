@@ -10,6 +10,7 @@ import torch
 from lora_edge.errors import BundleDamaged, BundleNotFound, GraphFailed, OperationUnknown, RequestError
 from lora_edge.mil import Package, Port
 
+from .build import program
 from .conftest import DEFAULTS, PORTS, RANK, Block
 
 Feeds = dict[str, np.ndarray[Any, Any]]
@@ -115,8 +116,6 @@ def test_numbers_that_are_not_whole_are_no_tokens(text_package: Path) -> None:
 @pytest.fixture(scope="module")
 def text_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows of a table by their numbers."""
-    from .build import program
-
     table = np.arange(6, dtype=np.float32).reshape(3, 2)
     path = tmp_path_factory.mktemp("text") / "Text.mlpackage"
     return program(
@@ -125,8 +124,6 @@ def text_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_operation_that_is_not_known_is_named(tmp_path: Path) -> None:
-    from .build import program
-
     path = tmp_path / "Odd.mlpackage"
     program({"y": lambda mb, x: mb.l2_norm(x=x)}, {"x": np.ones((1, 3, 2, 2), np.float32)}, path)
     with pytest.raises(OperationUnknown, match="uses l2_norm, which the evaluator does not know"):
