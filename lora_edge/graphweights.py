@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from lora_edge.arrays import FloatArray
+from lora_edge.arrays import Array, FloatArray
 from lora_edge.errors import BundleDamaged
 from lora_edge.slots import Slot, SlotTable
 
 DTYPES: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+SQUARE = 64  # side of what is transposed at once
 
 
 @dataclass(frozen=True)
@@ -102,4 +103,14 @@ class GraphWeights:
         if held.size != count:
             raise BundleDamaged(f"{self.file} was cut while it was in use; copy the bundle again")
         shaped = held.reshape(place.shape)
-        return np.asarray(shaped.T if place.transposed else shaped, dtype=np.float32)
+        return _turned(shaped) if place.transposed else np.ascontiguousarray(shaped, dtype=np.float32)
+
+
+def _turned(matrix: Array) -> FloatArray:
+    """The transpose, float32, square by square: line by line the copy would wait for memory most of the time."""
+    made = np.empty(matrix.shape[::-1], np.float32)
+    for row in range(0, len(matrix), SQUARE):
+        for column in range(0, matrix.shape[1], SQUARE):
+            part = matrix[row : row + SQUARE, column : column + SQUARE]
+            made[column : column + SQUARE, row : row + SQUARE] = part.T
+    return made

@@ -130,7 +130,7 @@ def test_weights_and_biases_of_every_slot_are_those_of_torch(
     for slot in bundle.component(component).table:
         name = slot.name.removeprefix("text_model.")
         weight, bias = base.weight(component, slot.name), base.bias(component, slot.name)
-        assert weight.dtype == np.float32 and weight.shape == slot.weight_shape
+        assert weight.dtype == np.float32 and weight.shape == slot.weight_shape and weight.flags.c_contiguous
         assert np.array_equal(weight, state[f"{name}.weight"])
         assert (bias is not None) == slot.has_bias == (f"{name}.bias" in state)
         assert bias is None or np.array_equal(bias, state[f"{name}.bias"])
