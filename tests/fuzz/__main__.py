@@ -93,7 +93,7 @@ class Outcomes:
         """A table: how many files of each mutation ended how, and the largest part used of what the promise allows."""
         columns = [name for name, _ in self.results["all"].most_common()]
         print(f"\n{'':28}", *(f"{name.removeprefix('Adapter'):>13}" for name in columns), f"{'memory':>7} {'time':>5}")
-        for mutation, counted in self.results.items():
+        for mutation, counted in sorted(self.results.items(), key=lambda item: item[0] == "all"):
             row = " ".join(f"{counted[name] or '':>13}" for name in columns)
             print(f"{mutation:28} {row} {self.memory[mutation]:7.0%} {self.time[mutation]:5.0%}")
         print(
