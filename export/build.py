@@ -3,7 +3,7 @@
 import gc
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from torch import nn
 from lora_edge.bundle import FORMAT, MANIFEST, Bundle, describe_files, fingerprint
 from lora_edge.errors import ExportError
 from lora_edge.export.checkpoint import Checkpoint, Part, settings_of
+from lora_edge.export.coreml import write as coreml_folder
+from lora_edge.export.coreml.library import library
+from lora_edge.export.coreml.options import Options
 from lora_edge.export.passes import PASSES
 from lora_edge.export.slotted import REFERENCE_ROWS, slot_table
 from lora_edge.export.tokenizer import write_tokenizer
@@ -22,7 +25,7 @@ from lora_edge.export.trace import trace
 from lora_edge.export.verify import Outcome, verify
 from lora_edge.export.weights import write_graph
 from lora_edge.graph import OpenGraph
-from lora_edge.slots import ABI_VERSION, SlotTable
+from lora_edge.slots import ABI_VERSION, Slot, SlotTable
 
 STAGES = ("loading", "tracing", "inserting slots", "writing", "verifying")
 
@@ -52,6 +55,7 @@ def build(
     *,
     overwrite: bool = False,
     listener: Listener | None = None,
+    coreml: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Export every component that the source has.
 
@@ -61,13 +65,17 @@ def build(
         open_graph: opens an ONNX file for the verification.
         overwrite: replace a bundle that is already there.
         listener: hears of the progress.
+        coreml: settings of `export.coreml.options.Options`; None for a bundle without Core ML packages.
 
     Raises:
         CheckpointError: the source cannot be read, or is another architecture.
-        ExportError: the target exists, or torch cannot trace a component.
+        ExportError: the target exists, torch cannot trace a component, or Core ML packages cannot be made.
         VerificationError: the graph differs from torch.
     """
     listener = listener or Listener()
+    options = None if coreml is None else Options(**coreml)
+    if options:
+        library()  # said before anything takes minutes
     checkpoint = Checkpoint.open(source)
     final = Path(target)
     _check_target(final, overwrite)
@@ -75,10 +83,13 @@ def build(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        listener.begin(len(checkpoint.parts) * len(STAGES) + 1)
+        packages = coreml_folder.stages(checkpoint) if options else 0
+        listener.begin(len(checkpoint.parts) * len(STAGES) + packages + 1)
         components = {part.recipe.component: _export(part, partial, open_graph, listener) for part in checkpoint.parts}
-        listener.stage("hashing and writing the manifest")
         _copy_settings(checkpoint, partial)
+        if options:
+            _add_coreml(checkpoint, partial, components, options, listener)
+        listener.stage("hashing and writing the manifest")
         _write_manifest(checkpoint, partial, final.name, components)
         Bundle.open(partial)
         if final.exists():
@@ -156,6 +167,17 @@ def _copy_settings(checkpoint: Checkpoint, partial: Path) -> None:
     for folder in ("tokenizer", "tokenizer_2"):
         if (checkpoint.folder / folder).is_dir():
             write_tokenizer(checkpoint.folder / folder, partial / folder)
+
+
+def _add_coreml(
+    checkpoint: Checkpoint, partial: Path, components: dict[str, Any], options: Options, listener: Listener
+) -> None:
+    tables = {
+        name: SlotTable(name, tuple(Slot.from_json(slot) for slot in entry["slots"]))
+        for name, entry in components.items()
+    }
+    told = fingerprint(describe_files(partial))
+    coreml_folder.write(checkpoint, partial, tables, told, options, listener.stage, listener.outcome)
 
 
 def _write_manifest(checkpoint: Checkpoint, partial: Path, name: str, components: dict[str, Any]) -> None:

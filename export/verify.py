@@ -164,7 +164,7 @@ class _Bench:
                 name, weight = self.parameters[f"{slot.name}.weight"]
                 layer = self.wrapped.get_submodule(name.removesuffix(".weight"))
                 if forms:
-                    hooks.enter_context(_changed_while_used(layer, partial(_changed_weight, slot, weight, forms)))
+                    hooks.enter_context(changed_while_used(layer, partial(_changed_weight, slot, weight, forms)))
                 for m, form in forms:
                     if isinstance(form, Bias):
                         name, bias = self.parameters[f"{slot.name}.bias"]
@@ -205,7 +205,7 @@ class _Bench:
 
 
 @contextlib.contextmanager
-def _changed_while_used(layer: nn.Module, changed: Callable[[], Tensor]) -> Iterator[None]:
+def changed_while_used(layer: nn.Module, changed: Callable[[], Tensor]) -> Iterator[None]:
     """Give a layer another weight for the time of its own forward: two models' weights would not fit into memory."""
     parameter = layer.weight
     base = parameter.data

@@ -1,5 +1,6 @@
 """The front door: beside the command line, the one place that joins the rooms, and only inside functions."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,14 @@ if TYPE_CHECKING:
 _WANTED = "exporting needs torch, diffusers and transformers: pip install 'lora-edge[export]'"
 
 
-def export(source: str | Path, target: str | Path, *, overwrite: bool = False, listener: Any = None) -> "Bundle":
+def export(
+    source: str | Path,
+    target: str | Path,
+    *,
+    overwrite: bool = False,
+    listener: Any = None,
+    coreml: Mapping[str, Any] | None = None,
+) -> "Bundle":
     """Export a checkpoint into a bundle.
 
     Args:
@@ -19,6 +27,8 @@ def export(source: str | Path, target: str | Path, *, overwrite: bool = False, l
         target: the bundle to write; it appears when it is whole and verified against torch, or not at all.
         overwrite: replace a bundle that is already there.
         listener: an `export.build.Listener` that hears of the progress.
+        coreml: add Core ML packages with these settings (`rank`, `os`, `precision`, `attention`, `palettize`, `chunks`,
+            `conv_slots`; see `export.coreml.options.Options`); {} for the defaults, None for no packages.
 
     Raises:
         ExportError: a package of the [export] extra is missing, or see `export.build.build`.
@@ -29,4 +39,4 @@ def export(source: str | Path, target: str | Path, *, overwrite: bool = False, l
         raise ExportError(f"{_WANTED} ({error})") from error
     from lora_edge.runtime.session import Session
 
-    return build(source, target, Session, overwrite=overwrite, listener=listener)
+    return build(source, target, Session, overwrite=overwrite, listener=listener, coreml=coreml)

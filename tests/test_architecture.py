@@ -11,11 +11,11 @@ ROOMS = {"lora_edge": "lora_edge", "runtime": "lora_edge.runtime", "export": "lo
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 LINES = 300
 
-HEAVY = {"torch", "diffusers", "transformers", "peft", "onnx", "onnx_ir", "onnxscript"}
+HEAVY = {"torch", "diffusers", "transformers", "peft", "onnx", "onnx_ir", "onnxscript", "coremltools"}
 # What each room may import besides itself, lora_edge and the standard library.
 ALLOWED = {
     "lora_edge": {"numpy", "typer", "tqdm"},
-    "runtime": {"numpy", "onnxruntime", "tokenizers", "PIL"},
+    "runtime": {"numpy", "onnxruntime", "tokenizers", "PIL", "coremltools"},
     "export": {"numpy", "safetensors"} | HEAVY,
 }
 FORBIDDEN_ROOMS = {"lora_edge": {"lora_edge.runtime", "lora_edge.export"}, "runtime": {"lora_edge.export"}}

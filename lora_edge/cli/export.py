@@ -10,10 +10,22 @@ from tqdm import tqdm
 from lora_edge import front
 
 
+def _coreml(help: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="Core ML", show_default=False)
+
+
 def export(
     source: Annotated[Path, typer.Argument(help="A model folder in diffusers layout (SD1 architecture, any size).")],
     bundle: Annotated[Path, typer.Argument(help="The bundle to write.")],
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is already there.")] = False,
+    target: Annotated[str, typer.Option(help="onnx, or coreml for Core ML packages besides.")] = "onnx",
+    rank: Annotated[int | None, _coreml("Lanes of a slot, for all adapters of a request: 16, 32 or 64. [32]")] = None,
+    os: Annotated[str | None, _coreml("Oldest system to run on: iOS16, iOS17 or iOS18. [iOS17]")] = None,
+    precision: Annotated[str | None, _coreml("fp16 or fp32. [fp16]")] = None,
+    attention: Annotated[str | None, _coreml("original (GPU) or split-einsum (Neural Engine). [original]")] = None,
+    palettize: Annotated[int | None, _coreml("Weights of the UNet in 6 or 4 bits.")] = None,
+    chunks: Annotated[int | None, _coreml("2 cuts the UNet into two packages, as iPhones need it. [1]")] = None,
+    conv_slots: Annotated[bool | None, _coreml("Let 3x3 convolutions take adapters too.", "--conv-slots")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, without a progress bar.")] = False,
 ) -> None:
     """Compile a checkpoint into a bundle whose layers take adapters as inputs.
@@ -21,11 +33,20 @@ def export(
     Every component that the folder has is traced once, given its adapter inputs, written, and compared with torch
     (no adapter, one, two, several ranks, one row and two) before the bundle appears under its name.
 
-    Needs the packages of the extra: pip install 'lora-edge[export]'
+    Needs the packages of the extra: pip install 'lora-edge[export]', and 'lora-edge[coreml]' for Core ML.
     """
+    if target not in ("onnx", "coreml"):
+        raise typer.BadParameter(f"{target!r} is neither onnx nor coreml", param_hint="--target")
+    asked = {"rank": rank, "os": os, "precision": precision, "attention": attention, "palettize": palettize}
+    asked |= {"chunks": chunks, "conv_slots": conv_slots}
+    settings = {name: value for name, value in asked.items() if value is not None}
+    if settings and target != "coreml":
+        raise typer.BadParameter("is for --target coreml", param_hint=f"--{next(iter(settings)).replace('_', '-')}")
     with tqdm(disable=as_json, bar_format="{desc:<38} {bar} {n_fmt}/{total_fmt} [{elapsed}]") as bar:
         told = _Told(bar)
-        made = front.export(source, bundle, overwrite=force, listener=told)
+        made = front.export(
+            source, bundle, overwrite=force, listener=told, coreml=settings if target == "coreml" else None
+        )
         bar.update(1)
         bar.set_description_str("done")
     table = told.table
@@ -35,10 +56,10 @@ def export(
         facts = {"bundle": str(bundle), "bytes": size, "slots": slots, "fingerprint": made.fingerprint}
         typer.echo(json.dumps({**facts, "verification": table}, indent=1))
         return
-    width = max(len(row["case"]) for row in table)
+    first, width = (max(len(row[column]) for row in table) for column in ("component", "case"))
     typer.echo("Largest error against torch, relative to the output's largest value:")
     for row in table:
-        typer.echo(f"  {row['component']:<14} {row['case']:<{width}}  {row['relative']:.1e}")
+        typer.echo(f"  {row['component']:<{first}} {row['case']:<{width}}  {row['relative']:.1e}")
     typer.echo(f"Wrote {bundle}: {', '.join(made.components)}; {size / 1e6:.1f} MB.")
 
 
