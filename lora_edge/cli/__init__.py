@@ -30,6 +30,7 @@ app = typer.Typer(
     help="Stable Diffusion compiled once, with LoRA adapters as inputs of the graph: a style swap needs no rebuild.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # help texts have brackets of their own
     add_completion=False,
 )
 for command in COMMANDS:
