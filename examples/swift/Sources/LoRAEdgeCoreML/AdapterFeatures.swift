@@ -11,12 +11,13 @@ public struct AdapterFeatures {
     private let resting: [String: MLFeatureValue]
 
     /// - Parameters:
-    ///   - models: the component's package, or all of them in order where it was cut into chunks.
+    ///   - mix: of `manifest`'s bundle.
+    ///   - models: what the component's package says of itself, of all of them where it was cut into chunks.
     ///   - manifest: of the folder that the models were compiled from.
     ///   - explicitZeros: give inputs that no adapter changes as arrays of zeros too, for a system on which the
     ///     packages' defaults do not work.
     /// - Throws: `Refusal.modelInput` where a model takes something else than the manifest says.
-    public init(_ mix: Mix, models: [MLModel], manifest: Manifest, explicitZeros: Bool = false) throws {
+    public init(_ mix: Mix, models: [MLModelDescription], manifest: Manifest, explicitZeros: Bool = false) throws {
         let component = try manifest.component(mix.component)
         let slots = component.slots ?? [:]
         var resting: [String: MLFeatureValue] = [:]

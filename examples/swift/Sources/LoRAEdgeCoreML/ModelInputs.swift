@@ -13,8 +13,8 @@ extension Manifest.Port {
     }
 
     /// The input as a model declares it: any of a component's packages may take it, and it must be optional.
-    func check(against models: [MLModel]) throws {
-        let declared = models.compactMap { $0.modelDescription.inputDescriptionsByName[name] }
+    func check(against models: [MLModelDescription]) throws {
+        let declared = models.compactMap { $0.inputDescriptionsByName[name] }
         guard !declared.isEmpty else { throw Refusal.modelInput(name: name, why: "is not there") }
         for input in declared {
             guard let constraint = input.multiArrayConstraint, constraint.shape.map(\.intValue) == shape else {
