@@ -213,6 +213,10 @@ def refused() -> dict[str, tuple[bytes, dict[str, Any]]]:
         "other_file": (file_of(good, {"format": "pt"}), "damaged", ["pack"]),
         "no_description": (packed(good, "{}"), "damaged", ["pack"]),
         "wrong_runs": (packed(good, head(slots).replace("[2,0.5]", "[3,0.5]")), "damaged", ["scales"]),
+        "huge_rank": (
+            packed(good, head(slots).replace('"rank":2', f'"rank":{2**62}').replace("[2,0.5]", f"[{2**62},0.5]")),
+            "damaged", ["lanes"],
+        ),
         "format_2": (packed(good, head(slots, format=2)), "version", ["format 2"]),
         "abi_9": (packed(good, head(slots, abi=9)), "version", ["abi 9"]),
         "other_bundle": (packed(good, head(slots, bundle=elsewhere)), "otherBundle", ["000000000000", "5f1d0c3b5f1d"]),

@@ -72,7 +72,7 @@ public struct Manifest: Decodable {
         guard let data = try? Data(contentsOf: folder.appendingPathComponent(file)) else {
             throw Refusal.damaged(file: file, why: "there is none in \(folder.lastPathComponent)")
         }
-        guard let told = try? JSONDecoder().decode(Self.self, from: data) else {
+        guard let told = decoded(Self.self, from: data) else {
             throw Refusal.damaged(file: file, why: "it lacks or misspells an entry")
         }
         self = told

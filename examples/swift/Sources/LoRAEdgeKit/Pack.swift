@@ -41,6 +41,8 @@ public struct Pack {
     let file: SafeTensors
 
     static let key = "lora_edge_pack"
+    /// Lanes of a slot that are read at most, so that a number in a header takes no memory.
+    static let largestRank = 1 << 16
 
     /// Open a pack and check all of it; tensors are read when they are laid out.
     ///
@@ -52,7 +54,7 @@ public struct Pack {
     public init(contentsOf url: URL, for manifest: Manifest, feeding: [String]? = nil, strict: Bool = true) throws {
         let file = try SafeTensors(contentsOf: url)
         guard let text = file.metadata[Self.key],
-            let head = try? JSONDecoder().decode(Head.self, from: Data(text.utf8))
+            let head = decoded(Head.self, from: Data(text.utf8))
         else { throw Refusal.damaged(file: file.name, why: "it does not describe itself as a pack") }
         guard head.format == 1 else { throw Refusal.version(file: file.name, word: "format", found: head.format) }
         guard head.abi == 1 else { throw Refusal.version(file: file.name, word: "abi", found: head.abi) }
@@ -126,13 +128,16 @@ public struct Pack {
 extension Pack.Lanes {
     init(_ told: Pack.Head.Lanes, prefix: String, pack: String) throws {
         var scales: [Float] = []
+        guard (1...Pack.largestRank).contains(told.rank) else {
+            throw Refusal.damaged(file: pack, why: "\(told.name.prefix(100)) has \(told.rank) lanes")
+        }
         for run in told.scales {
             guard run.count == 2, let lanes = Int(exactly: run[0]), lanes > 0, lanes <= told.rank - scales.count,
                 Float(run[1]).isFinite
             else { throw Refusal.damaged(file: pack, why: "its scales of \(told.name.prefix(100)) are not of its rank") }
             scales += Array(repeating: Float(run[1]), count: lanes)
         }
-        guard told.rank > 0, scales.count == told.rank else {
+        guard scales.count == told.rank else {
             throw Refusal.damaged(file: pack, why: "its scales of \(told.name.prefix(100)) are not of its rank")
         }
         self.init(

@@ -35,7 +35,7 @@ public struct SafeTensors {
         guard length <= UInt64(min(Self.largestHeader, data.count - 8)) else { throw damaged("its header is cut off") }
         let start = 8 + Int(length)
         guard data[data.startIndex + 8..<data.startIndex + start].first == UInt8(ascii: "{"),
-            let header = try? JSONDecoder().decode(Header.self, from: data.subdata(in: 8..<start))
+            let header = decoded(Header.self, from: data.subdata(in: 8..<start))
         else { throw damaged("its header is no map of dtype, shape and data_offsets") }
 
         self.name = name
