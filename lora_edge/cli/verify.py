@@ -10,7 +10,7 @@ import typer
 from tqdm import tqdm
 
 from lora_edge.bundle import Bundle
-from lora_edge.errors import GraphFailed
+from lora_edge.errors import BundleDamaged, GraphFailed
 from lora_edge.mil.check import MANIFEST, check, check_package, read_manifest
 from lora_edge.mil.package import Package
 
@@ -37,6 +37,8 @@ def _bundle(folder: Path, quiet: bool) -> Report:
     # First, as it names the place of a fault where a hash names the file.
     packages = check(folder / COREML) if (folder / COREML / MANIFEST).is_file() else {}
     opened = Bundle.open(folder)
+    if packages and read_manifest(folder / COREML).get("fingerprint") != opened.fingerprint:
+        raise BundleDamaged(f"{folder / COREML} was made for another bundle (its fingerprint differs); export it again")
     for path in tqdm(opened.manifest["files"], disable=quiet, unit="file"):
         opened.verify(path)
     files = len(opened.manifest["files"])

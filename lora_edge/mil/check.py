@@ -7,7 +7,7 @@
 A hash of a file would find every fault and name none; here the ports, operations and weights are compared first.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -158,7 +158,7 @@ def _fault(found: str | None, wanted: str | None, word: str) -> str:
     if word == "weight":
         return "was changed"
     here, there = found.split(" "), wanted.split(" ")
-    pairs = zip(here, there, DIFFERS, strict=False)
+    pairs = zip(here, there, DIFFERS, strict=False)  # a manifest may hold another number of words
     sentence = next((told for new, old, told in pairs if new != old), "was changed")
     return f"({here[0]}) {sentence.format(found=here[0], wanted=there[0])}"
 
@@ -178,7 +178,7 @@ def _check_slots(folder: Path, manifest: Mapping[str, Any], packages: Mapping[st
                     )
 
 
-def _check_files(folder: Path, manifest: Mapping[str, Any], paths: Any) -> None:
+def _check_files(folder: Path, manifest: Mapping[str, Any], paths: Iterable[str]) -> None:
     for path in paths:
         entry, file = manifest["files"][path], _inside(folder, path)
         if not file.is_file():

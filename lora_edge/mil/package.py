@@ -107,9 +107,11 @@ class Package:
         array = np.asarray(given)
         if array.shape != port.shape or array.dtype.kind not in "fiub":
             raise GraphFailed(f"{where} is {port.type}, and {array.dtype} {list(array.shape)} was given")
-        if dtype.kind == "i" and not np.array_equal(array.astype(dtype), array):
-            raise GraphFailed(f"{where} is {port.type}, and was given numbers that are not whole")
-        return array if dtype.kind == "f" and array.dtype.kind == "f" else array.astype(dtype)
+        with np.errstate(invalid="ignore", over="ignore"):
+            converted = array.astype(dtype)
+        if dtype.kind == "i" and not np.array_equal(converted, array):
+            raise GraphFailed(f"{where} is {port.type}, and was given numbers that are not whole or too large")
+        return array if dtype.kind == "f" and array.dtype.kind == "f" else converted
 
     def digests(self) -> Digests:
         """Hashes of every operation and every weight, by which a change is found and named; see `digest`."""

@@ -54,7 +54,6 @@ class Program:
         outputs: name -> type.
         operations: in the order in which they run.
         constants: values of `const` operations by name.
-        message: the function as it is written.
     """
 
     opset: str

@@ -12,6 +12,7 @@ from lora_edge.errors import BundleDamaged
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 SIZES = {FIXED64: 8, FIXED32: 4}
 MAX_VARINT = 10  # bytes of a varint of 64 bits
+MAX_FIELDS = 1 << 18  # of one message; a UNet of Stable Diffusion has some 6,000 operations
 
 Value = int | memoryview
 
@@ -71,7 +72,9 @@ class Message:
     def __init__(self, view: memoryview, where: str) -> None:
         self.where = where
         self._fields: dict[int, list[tuple[int, Value]]] = {}
-        for number, kind, value in _fields(view, where):
+        for count, (number, kind, value) in enumerate(_fields(view, where)):
+            if count == MAX_FIELDS:
+                raise BundleDamaged(f"{where} has more than {MAX_FIELDS} fields, more than any model has")
             self._fields.setdefault(number, []).append((kind, value))
 
     def __contains__(self, number: int) -> bool:

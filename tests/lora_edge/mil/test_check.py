@@ -197,7 +197,7 @@ def test_a_fault_is_found_and_its_place_is_named(saved: Path, name: str) -> None
         check(saved)
     assert sentence in str(refused.value)
     made = CliRunner().invoke(app, ["verify", str(saved)])
-    assert made.exit_code != 0
+    assert made.exit_code == 1 and sentence in str(made.exception)
 
 
 def test_a_folder_is_checked_and_evaluated(saved: Path) -> None:

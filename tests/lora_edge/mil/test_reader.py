@@ -95,6 +95,7 @@ REFUSED = {
     "a cut length": (b"\x0a\x05ab", "a field of 5 bytes has 2 left"),
     "a length beyond memory": (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "bytes has 0 left"),
     "a cut number": (b"\x08\x80", "ends in the middle of a number"),
+    "fields without end": (b"\x08\x01" * ((1 << 18) + 1), "more than 262144 fields"),
     "a long number": (b"\x08" + b"\xff" * 10 + b"\x01", "one that is too long"),
 }
 
