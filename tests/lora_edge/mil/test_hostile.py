@@ -13,7 +13,7 @@ from lora_edge.errors import BundleDamaged, BundleError, GraphFailed, LoraEdgeEr
 from lora_edge.mil import Package
 
 from .build import program
-from .test_check import MODEL, WEIGHTS, block, edit, operation
+from .faults import MODEL, WEIGHTS, block, edit, operation
 
 Feeds = dict[str, np.ndarray[Any, Any]]
 FILES = {"model": (MODEL, 240), "weights": (WEIGHTS, 60), "manifest": ("Unet.mlpackage/Manifest.json", 60)}

@@ -1,5 +1,6 @@
 """Packages that coremltools wrote, evaluated against torch."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lora_edge.mil import Package, Port
 
 from .build import program
 from .conftest import DEFAULTS, PORTS, RANK, Block
+from .faults import edit, lose_default, port
 
 Feeds = dict[str, np.ndarray[Any, Any]]
 
@@ -74,6 +76,36 @@ def test_ports_are_those_of_the_description(packages: dict[str, Path]) -> None:
     assert package.inputs["lora_scale"].to_json("lora_scale") == {
         "name": "lora_scale", "shape": [RANK], "dtype": "fp16", "optional": True, "default": 1.0,
     }  # fmt: skip
+
+
+DEFAULT_FIELDS = {"intDefaultValue": -2, "floatDefaultValue": 0.5, "doubleDefaultValue": 0.25}
+
+
+@pytest.mark.parametrize("field", DEFAULT_FIELDS)
+def test_a_default_of_every_type_stands_for_what_is_left_out(
+    packages: dict[str, Path], block: Block, feeds: Feeds, tmp_path: Path, field: str
+) -> None:
+    def change(model: Any) -> None:
+        array = port(model, "lora_scale").multiArrayType
+        array.ClearField(array.WhichOneof("defaultOptionalValue"))
+        setattr(array, field, DEFAULT_FIELDS[field])
+
+    shutil.copytree(packages["fp32"], tmp_path / "Unet.mlpackage")
+    edit(tmp_path, change)
+    package = Package.open(tmp_path / "Unet.mlpackage")
+    assert package.inputs["lora_scale"].default == DEFAULT_FIELDS[field]
+    spelled = feeds | {"lora_scale": np.full(RANK, DEFAULT_FIELDS[field], np.float32)}
+    made = package.run(without(feeds, "lora_scale"))["noise_pred"]
+    np.testing.assert_allclose(made, wanted(block, spelled), atol=1e-5)
+
+
+def test_an_optional_input_without_a_default_is_not_guessed(
+    packages: dict[str, Path], feeds: Feeds, tmp_path: Path
+) -> None:
+    shutil.copytree(packages["fp32"], tmp_path / "Unet.mlpackage")
+    edit(tmp_path, lose_default)
+    with pytest.raises(GraphFailed, match="block_up is optional and has no default"):
+        Package.open(tmp_path / "Unet.mlpackage").run(without(feeds, "block_up"))
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
