@@ -4,6 +4,7 @@ Parsing finds no wrong name of Core ML's; where a Swift toolchain is at hand, `s
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import tree_sitter
+import tree_sitter_swift
 
 from lora_edge.forms import ComponentForms, LowRank
 from lora_edge.packhead import KEY, Head
@@ -40,8 +43,7 @@ def swift_vectors() -> Iterator[ModuleType]:
 
 def faults(source: bytes) -> list[str]:
     """Lines that the grammar cannot read, or that end the app where a value is missing."""
-    tree_sitter, grammar = pytest.importorskip("tree_sitter"), pytest.importorskip("tree_sitter_swift")
-    parser = tree_sitter.Parser(tree_sitter.Language(grammar.language()))
+    parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_swift.language()))
     found, left = [], [parser.parse(source).root_node]
     while left:
         node = left.pop()
@@ -58,6 +60,13 @@ def test_source_parses_is_short_and_never_forces(path: Path) -> None:
     assert not faults(text.encode())
     assert len(text.splitlines()) <= 300
     assert not [word for word in ("try!", "as!", "fatalError") if word in text]
+
+
+@pytest.mark.parametrize("page", [SWIFT / "PATCH.md", ROOT / "docs" / "coreml.md"], ids=lambda path: path.name)
+def test_what_the_pages_show_parses(page: Path) -> None:
+    blocks = re.findall(r"```swift\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    assert not [fault for block in blocks for fault in faults(block.encode())]
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,8 @@ extension Mix.Tensor {
         _ numbers: [Float], for input: String, shape: [Int], of component: Manifest.Component, named place: String
     ) throws {
         guard let port = component.input(input), port.shape == shape else {
-            throw Refusal.damaged(file: Manifest.fileName, why: "no package has the input \(input.prefix(100)) \(shape)")
+            let wanted = "\(input.prefix(100)) \(shape)"
+            throw Refusal.damaged(file: Manifest.fileName, why: "no package has the input \(wanted)")
         }
         self.init(numbers, as: port)
         guard isFinite else { throw Refusal.numbers(place: place, name: input) }

@@ -127,6 +127,8 @@ public struct Pack {
 
 extension Pack.Lanes {
     init(_ told: Pack.Head.Lanes, prefix: String, pack: String) throws {
+        let contradiction = Refusal.damaged(
+            file: pack, why: "its scales of \(told.name.prefix(100)) are not of its rank")
         var scales: [Float] = []
         guard (1...Pack.largestRank).contains(told.rank) else {
             throw Refusal.damaged(file: pack, why: "\(told.name.prefix(100)) has \(told.rank) lanes")
@@ -134,11 +136,11 @@ extension Pack.Lanes {
         for run in told.scales {
             guard run.count == 2, let lanes = Int(exactly: run[0]), lanes > 0, lanes <= told.rank - scales.count,
                 Float(run[1]).isFinite
-            else { throw Refusal.damaged(file: pack, why: "its scales of \(told.name.prefix(100)) are not of its rank") }
+            else { throw contradiction }
             scales += Array(repeating: Float(run[1]), count: lanes)
         }
         guard scales.count == told.rank else {
-            throw Refusal.damaged(file: pack, why: "its scales of \(told.name.prefix(100)) are not of its rank")
+            throw contradiction
         }
         self.init(
             rank: told.rank, scales: scales,

@@ -38,8 +38,8 @@ extension Refusal: LocalizedError, CustomStringConvertible {
         case let .version(file, word, found):
             return "\(file) has \(word) \(found), and this version reads 1; make it again with this version's lora-edge"
         case let .otherBundle(pack, packedFor, fingerprint):
-            return "\(pack) was packed for another bundle, \(short(packedFor)), where this one is \(short(fingerprint)); "
-                + "pack the original again with `lora-edge pack`"
+            return "\(pack) was packed for another bundle, \(short(packedFor)), "
+                + "where this one is \(short(fingerprint)); pack the original again with `lora-edge pack`"
         case let .noComponent(name, known):
             return "there is no \(name) that takes adapters; there are \(listed(known))"
         case let .unfedComponents(pack, names):
@@ -56,9 +56,9 @@ extension Refusal: LocalizedError, CustomStringConvertible {
             return "\(place): \(name) has numbers that the package's type cannot hold; export with --precision fp32"
         case let .tooManyLanes(component, widths, rank):
             let together = widths.reduce(0, +)
-            return "\(component): \(widths.map(String.init).joined(separator: " + ")) lanes, \(together) together, where "
-                + "the packages have \(rank); export with a larger --rank, use fewer adapters, "
-                + "or cut them with `lora-edge resize --rank`"
+            let each = widths.map(String.init).joined(separator: " + ")
+            return "\(component): \(each) lanes, \(together) together, where the packages have \(rank); "
+                + "export with a larger --rank, use fewer adapters, or cut them with `lora-edge resize --rank`"
         case let .multipliers(given, adapters):
             return "multipliers \(given) for \(adapters) adapters; give one finite number for each"
         case let .modelInput(name, why):

@@ -29,7 +29,9 @@ public struct SafeTensors {
     public init(contentsOf url: URL) throws {
         let name = url.lastPathComponent
         func damaged(_ why: String) -> Refusal { .damaged(file: name, why: why) }
-        guard let data = try? Data(contentsOf: url, options: .alwaysMapped) else { throw damaged("there is no such file") }
+        guard let data = try? Data(contentsOf: url, options: .alwaysMapped) else {
+            throw damaged("there is no such file")
+        }
         guard data.count >= 8 else { throw damaged("it has no header") }
         let length = data.withUnsafeBytes { UInt64(littleEndian: $0.loadUnaligned(as: UInt64.self)) }
         guard length <= UInt64(min(Self.largestHeader, data.count - 8)) else { throw damaged("its header is cut off") }
@@ -47,9 +49,10 @@ public struct SafeTensors {
             return entry
         }
         var end = 0
-        for entry in entries.values.sorted(by: { ($0.bytes.lowerBound, $0.bytes.upperBound) < ($1.bytes.lowerBound, $1.bytes.upperBound) }) {
-            guard entry.bytes.lowerBound == end else { throw damaged("its tensors overlap or leave a hole") }
-            end = entry.bytes.upperBound
+        let places = entries.values.map(\.bytes)
+        for place in places.sorted(by: { ($0.lowerBound, $0.upperBound) < ($1.lowerBound, $1.upperBound) }) {
+            guard place.lowerBound == end else { throw damaged("its tensors overlap or leave a hole") }
+            end = place.upperBound
         }
         guard end == data.count - start else { throw damaged("its tensors take \(end) bytes of \(data.count - start)") }
     }
@@ -58,7 +61,8 @@ public struct SafeTensors {
     public func floats(_ name: String) -> [Float]? {
         guard let entry = entries[name] else { return nil }
         return data.withUnsafeBytes { raw -> [Float]? in
-            let bytes = UnsafeRawBufferPointer(rebasing: raw[start + entry.bytes.lowerBound..<start + entry.bytes.upperBound])
+            let place = start + entry.bytes.lowerBound..<start + entry.bytes.upperBound
+            let bytes = UnsafeRawBufferPointer(rebasing: raw[place])
             switch entry.dtype {
             case "F16":
                 return stride(from: 0, to: bytes.count, by: 2).map {
