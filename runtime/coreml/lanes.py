@@ -19,6 +19,8 @@ from lora_edge.slots import SlotTable
 Named = tuple[str, ComponentForms]
 """An adapter's name and what it changes in a component."""
 
+SMALL = 2.0**-8  # a factor below it has numbers below 2**-14, where half precision loses digits
+
 
 def rank_of(part: ComponentForms, slot: str) -> int:
     """Lanes that an adapter needs on a slot."""
@@ -77,9 +79,8 @@ class Bucket:
             for (_, part), at in zip(parts, starts[:-1].tolist(), strict=True):
                 for form in part.slots.get(slot.name, ()):
                     assert isinstance(form, LowRank), "checked"
-                    down[:, at : at + form.rank] = form.down
-                    np.multiply(form.up, np.float32(form.scale), out=up[at : at + form.rank])
-                    at += form.rank
+                    own = slice(at, at := at + form.rank)
+                    down[:, own], up[own] = _balanced(form)
             pair = packaged.slots[slot.name]
             for port, array, shape in ((pair.down, down, pair.down_shape), (pair.up, up, pair.up_shape)):
                 self._layers[port] = _held(array, shape, ports[port], slot.name)
@@ -116,6 +117,17 @@ class Bucket:
             largest = float(np.abs(strengths).max())
             raise RequestError(f"multiplier {largest:g} is beyond what the package holds in {scale.dtype}")
         return {self._scale.name: scale}
+
+
+def _balanced(form: LowRank) -> tuple[FloatArray, FloatArray]:
+    """down and scale * up; where up is so small that half precision would lose digits of it, with a power of two moved
+    to it from down, which leaves the product what it is."""
+    up = form.up * np.float32(form.scale)
+    largest_down, largest_up = (float(np.abs(array).max(initial=0.0)) for array in (form.down, up))
+    if not 0 < largest_up < min(SMALL, largest_down):
+        return form.down, up
+    shift = int((np.log2(largest_down) - np.log2(largest_up)) // 2)
+    return np.ldexp(form.down, -shift), np.ldexp(up, shift)
 
 
 def _held(array: FloatArray, shape: Shape, port: Port, slot: str) -> Array:

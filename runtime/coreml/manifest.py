@@ -18,6 +18,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "fp32": np.dtype(np.float32),
     "int32": np.dtype(np.int32),
 }
+MAX_RANK = 4096
 AGAIN = "export it again with --target coreml"
 
 Shape = tuple[int, ...]
@@ -149,7 +150,7 @@ class Packages:
 def _parse(folder: Path, told: Mapping[str, Any], tables: Mapping[str, SlotTable]) -> Packages:
     rank = int(told["rank"])
     height, width = map(int, told["latent"])
-    if rank < 1 or height < 1 or width < 1:
+    if not 1 <= rank <= MAX_RANK or height < 1 or width < 1:
         raise ValueError(f"rank {rank}, latent {height} x {width}")
     made = {name: _packaged(folder, entry) for name, entry in told["components"].items()}
     for name, packaged in made.items():
@@ -184,7 +185,10 @@ def _pair(entry: Mapping[str, Any]) -> Pair:
 
 
 def _shape(sizes: Any) -> Shape:
-    return tuple(int(size) for size in sizes)
+    shape = tuple(int(size) for size in sizes)
+    if any(size < 1 for size in shape):
+        raise ValueError(f"the shape {list(shape)}")
+    return shape
 
 
 def _faults(packaged: Packaged, table: SlotTable | None, rank: int) -> Iterator[str]:

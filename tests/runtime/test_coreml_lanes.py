@@ -113,6 +113,15 @@ def test_numbers_beyond_half_precision_are_refused() -> None:
         Bucket(packaged(TABLE, np.float16), TABLE, parts, RANK)
 
 
+def test_small_changes_keep_their_digits_in_half_precision() -> None:
+    """alpha / rank may be far below 1; a power of two goes from one factor to the other where it matters."""
+    form = replace(low_rank(LINEAR, 3), scale=1e-6)
+    bucket = Bucket(packaged(TABLE, np.float16), TABLE, [("x", ComponentForms({"a.b": (form,)}))], RANK)
+    down, up = matrices(bucket.resting, LINEAR)
+    wanted = 1e-6 * form.down.astype(np.float64) @ form.up
+    assert np.abs(down @ up - wanted).max() <= 2e-3 * np.abs(wanted).max()
+
+
 def test_it_is_the_change_that_the_other_layout_makes() -> None:
     strengths = np.array([[0.3, 1.2]], np.float32)
     mix = Mix(TABLE, [part for _, part in PARTS]).feeds(strengths)

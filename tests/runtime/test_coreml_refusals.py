@@ -69,6 +69,12 @@ MANIFESTS: dict[str, tuple[type[Exception], str, Change]] = {
     "bundle": (BundleDamaged, "was made for another bundle", lambda told: told.update(fingerprint="0")),
     "entry": (BundleDamaged, "lacks or misspells an entry: KeyError.'rank'", lambda told: told.pop("rank")),
     "rank": (BundleDamaged, "rank 0, latent 16 x 16", lambda told: told.update(rank=0)),
+    "huge": (BundleDamaged, "rank 1000000000, latent", lambda told: told.update(rank=10**9)),
+    "rows": (
+        BundleDamaged,
+        r"the shape \[0, 4, 16, 16\]",
+        lambda told: at(told, *UNET, "ports", "Unet.mlpackage")["inputs"][0].update(shape=[0, 4, 16, 16]),
+    ),
     "dtype": (
         BundleDamaged,
         "misspells an entry: KeyError.'bf16'",
