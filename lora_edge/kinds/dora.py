@@ -90,7 +90,8 @@ def _norms(weight: FloatArray, factors: list[LowRank], axis: Axis) -> Array:
     squares = own + cross + change
     for channel in np.flatnonzero(squares < CANCELLED * (own + change)):
         squares[channel] = np.sum((rows[channel].astype(np.float64) + down.astype(np.float64) @ up[:, channel]) ** 2)
-    return np.sqrt(squares.reshape(-1, kernel).sum(1) if axis == "in" else squares)
+    norms: Array = np.sqrt(squares.reshape(-1, kernel).sum(1) if axis == "in" else squares)
+    return norms
 
 
 def _squares(rows: FloatArray) -> Array:
