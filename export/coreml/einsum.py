@@ -118,8 +118,8 @@ class Block(nn.Module):
 
     def __init__(self, block: Any) -> None:
         super().__init__()
-        odd = block.norm_type != "layer_norm" or block.attn2 is None or type(block.ff.net[0]).__name__ != "GEGLU"
-        if odd or block.pos_embed is not None:
+        known = _children(block) == _BLOCK and _children(block.attn1) == _children(block.attn2) == _ATTENTION
+        if not known or block.norm_type != "layer_norm" or type(block.ff.net[0]).__name__ != "GEGLU":
             raise ExportError("the UNet's transformers are not those of SD1; export with attention='original'")
         self.norm1, self.norm2, self.norm3 = (ChannelNorm(norm) for norm in (block.norm1, block.norm2, block.norm3))
         self.attn1, self.attn2 = SplitAttention(block.attn1), SplitAttention(block.attn2)
@@ -133,6 +133,14 @@ class Block(nn.Module):
         x = x + self.attn2(self.norm2(x), text)
         out: Tensor = x + self.ff(self.norm3(x))
         return out
+
+
+_BLOCK = {"norm1", "attn1", "norm2", "attn2", "norm3", "ff"}
+_ATTENTION = {"to_q", "to_k", "to_v", "to_out"}
+
+
+def _children(module: nn.Module) -> set[str]:
+    return {name for name, _ in module.named_children()}
 
 
 class Transformer(nn.Module):

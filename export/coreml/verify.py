@@ -23,7 +23,8 @@ from lora_edge.export.verify import Outcome, changed_while_used
 from lora_edge.mil import Package
 
 BOUND = {"fp32": 1e-5, "fp16": 1e-2}  # largest error, of outputs below 1; relative to the largest value above
-EFFECT = 0.05  # and at most this part of what the adapters change
+EFFECT = 0.05  # and at most this part of what the adapters change,
+STEPS = {"fp32": 0.0, "fp16": 2 * 2.0**-10}  # or two steps of the type at the largest value: hidden states reach 200
 DECIBELS = {6: 30.0, 4: 15.0}  # bits of palettized weights -> least ratio of the largest value to the mean error
 
 Lanes = Mapping[str, tuple[FloatArray, FloatArray]]  # slot -> down [patch, r], up [r, out]
@@ -153,7 +154,8 @@ class Bench:
             error, limit = float(np.sqrt(np.square(difference).mean())), largest * 10 ** (-DECIBELS[bits] / 20)
             return Compared(name, error, largest, limit, effect, "rms")
         limit = BOUND[self.options.precision] * max(1.0, largest)
-        limit = min(limit, EFFECT * effect) if effect else limit
+        if effect:
+            limit = min(limit, max(EFFECT * effect, STEPS[self.options.precision] * largest))
         return Compared(name, float(np.abs(difference).max()), largest, limit, effect)
 
     def run(self, inputs: Sequence[Tensor], adapters: Mapping[str, Array]) -> dict[str, Array]:
