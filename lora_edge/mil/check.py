@@ -15,12 +15,14 @@ from lora_edge.bundle import sha256
 from lora_edge.errors import BundleDamaged, BundleNotFound, BundleVersionError
 from lora_edge.jsonfile import read_object
 from lora_edge.mil.package import Package
+from lora_edge.mil.paths import inside
 from lora_edge.mil.ports import Port
 
 MANIFEST = "lora_edge_coreml.json"
 READABLE = {"format": (1,), "abi": (1,)}
 MAX_MANIFEST = 64 << 20
 AGAIN = "export it again, or copy it again from where it was exported"
+MISSPELT = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 # What differs between two lines of an operation (see `digest`) -> how it is told.
 DIFFERS = ("is now a {found} where a {wanted} was exported", "reads another input than it did",
            "makes a result of another name, type or shape than it did", "holds another value than it did")  # fmt: skip
@@ -46,8 +48,8 @@ def check(folder: str | Path) -> dict[str, Package]:
     try:
         made = {name: check_package(folder, name, manifest) for name in _packages(manifest)}
         _check_slots(folder, manifest, made)
-        _check_files(folder, manifest, manifest["files"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        _check_files(folder, manifest, [path for path in manifest["files"] if PurePosixPath(path).parts[0] not in made])
+    except MISSPELT as error:
         raise _misspelt(folder, error) from error
     return made
 
@@ -68,13 +70,13 @@ def check_package(folder: Path, name: str, manifest: Mapping[str, Any]) -> Packa
         for path in places:
             if not _inside(folder, path).is_file():
                 raise BundleDamaged(f"{folder} lacks {path}; {AGAIN}")
-        package = Package.open(folder / name)
+        package = Package.open(_inside(folder, name))
         for component in manifest["components"].values():
             if name in component["packages"]:
                 _check_ports(package, component["ports"][name])
         _check_digests(package, manifest["digests"][name])
         _check_files(folder, manifest, places)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MISSPELT as error:
         raise _misspelt(folder, error) from error
     return package
 
@@ -112,11 +114,10 @@ def _packages(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _inside(folder: Path, path: str) -> Path:
-    pure = PurePosixPath(path)
-    inside = folder / pure
-    if pure.is_absolute() or ".." in pure.parts or not inside.resolve().is_relative_to(folder.resolve()):
+    file = inside(folder, path)
+    if file is None:
         raise BundleDamaged(f"{folder / MANIFEST} names the file {path!r}, which lies outside the folder")
-    return inside
+    return file
 
 
 def _check_ports(package: Package, told: Mapping[str, Any]) -> None:

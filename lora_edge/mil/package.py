@@ -8,7 +8,7 @@ X.mlpackage/
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from lora_edge.errors import BundleDamaged, BundleNotFound, GraphFailed, Operati
 from lora_edge.jsonfile import read_object
 from lora_edge.mil.digest import Digests, digests
 from lora_edge.mil.evaluate import PRECISIONS, Precision, check_known, evaluate
+from lora_edge.mil.paths import inside
 from lora_edge.mil.ports import Port, match_types, read_ports
 from lora_edge.mil.program import Program, read_program
 from lora_edge.mil.values import Blobs
@@ -135,16 +136,9 @@ def _model_file(path: Path) -> Path:
         raise BundleDamaged(f"{manifest} lacks or misspells an entry: {error!r}") from error
     if version.split(".")[0] != "1":
         raise OperationUnknown(f"{manifest} has the format {version}, and 1 is read here")
-    model = path.joinpath("Data", *PurePosixPath(root).parts)
-    if ".." in model.parts or not _below(model, path):
+    model = inside(path, f"Data/{root}")
+    if model is None:
         raise BundleDamaged(f"{manifest} names the model {root!r}, which lies outside the package")
     if not model.is_file():
         raise BundleDamaged(f"{path} lacks its model, {model.relative_to(path)}; copy the package again")
     return model
-
-
-def _below(path: Path, folder: Path) -> bool:
-    try:
-        return path.resolve().is_relative_to(folder.resolve())
-    except (OSError, ValueError, RuntimeError):
-        return False

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from lora_edge.arrays import Array
 from lora_edge.errors import BundleDamaged, OperationUnknown
 from lora_edge.mil.blob import BlobFile, as_array
+from lora_edge.mil.paths import inside
 from lora_edge.mil.types import TensorType, read_type
 from lora_edge.mil.wire import Message
 
@@ -44,10 +45,9 @@ class Blobs:
             BundleDamaged: it is missing, no weight file, or lies elsewhere.
         """
         if name not in self._open:
-            parts = PurePosixPath(name).parts
-            path = self.folder.joinpath(*parts[1:])
-            inside = path.resolve().is_relative_to(self.folder.resolve())
-            if parts[:1] != (MODEL_PATH,) or ".." in parts or not inside:
+            prefix, _, relative = name.partition("/")
+            path = inside(self.folder, relative)
+            if prefix != MODEL_PATH or path is None:
                 raise BundleDamaged(f"{self.folder} keeps weights in {name!r}, which lies outside the package")
             self._open[name] = BlobFile(path)
         return self._open[name]

@@ -149,6 +149,7 @@ def saved(packages: dict[str, Path], tmp_path: Path) -> Path:
     """A coreml folder of its own, with the fp16 package as Unet.mlpackage and a manifest."""
     folder = tmp_path / "coreml"
     shutil.copytree(packages["fp16"], folder / "Unet.mlpackage")
+    (folder / "vocab.json").write_text("{}", encoding="utf-8")
     manifest = describe(folder, ["Unet.mlpackage"])
     (folder / "lora_edge_coreml.json").write_text(json.dumps(manifest), encoding="utf-8")
     assert read_object(folder / "lora_edge_coreml.json", ValueError) == manifest  # type: ignore[type-var]

@@ -178,6 +178,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), f"lacks {WEIGHTS}"),
     "no model": (lambda folder: (folder / MODEL).unlink(), f"lacks {MODEL}"),
     "no package": (lambda folder: shutil.rmtree(folder / "Unet.mlpackage"), "lacks Unet.mlpackage/"),
+    "a file beside the packages": (lambda folder: (folder / "vocab.json").write_text("[]"), "vocab.json was changed"),
     "a slot with another input": (manifest(wrong_slot), "slot block takes its up, [4, 16], by the input block_down"),
     "a file outside": (manifest(lambda told: told["files"].update({"../x": {}})), "'../x', which lies outside"),
     "a manifest without digests": (manifest(lambda told: told.pop("digests")), "an entry: KeyError('digests')"),

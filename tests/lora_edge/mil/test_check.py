@@ -1,6 +1,8 @@
 """A saved package with a fault: found, and its place named, by `check` and by `lora-edge verify`."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lora_edge.cli import app
-from lora_edge.errors import BundleDamaged, BundleNotFound, BundleVersionError
+from lora_edge.errors import BundleDamaged, BundleNotFound, BundleVersionError, LoraEdgeError
 from lora_edge.mil import Package, check
 
 from .faults import FAULTS, MANIFEST, block, edit, lose_optional, manifest
@@ -67,6 +69,32 @@ def test_another_version_is_refused(saved: Path, word: str) -> None:
     manifest(lambda told: told.update({word: 99}))(saved)
     with pytest.raises(BundleVersionError, match=f"was written with {word} 99"):
         check(saved)
+
+
+def places(told: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths to every value of a manifest, down to four levels and the first two of a list or an object."""
+    items = told.items() if isinstance(told, dict) else enumerate(told) if isinstance(told, list) else ()
+    for key, value in list(items)[:2] if len(path) > 1 else items:
+        yield (*path, key)
+        if len(path) < 4:
+            yield from places(value, (*path, key))
+
+
+def test_a_manifest_of_any_form_is_refused_in_a_sentence(saved: Path) -> None:
+    told = json.loads((saved / MANIFEST).read_text(encoding="utf-8"))
+    tried = 0
+    for path in places(told):
+        for junk in (None, [""], "../x", "x" * 5000, {"a\0b": {}}):
+            changed = json.loads(json.dumps(told))
+            at = changed
+            for key in path[:-1]:
+                at = at[key]
+            at[path[-1]] = junk
+            (saved / MANIFEST).write_text(json.dumps(changed), encoding="utf-8")
+            with contextlib.suppress(LoraEdgeError):
+                check(saved)
+            tried += 1
+    assert tried > 100
 
 
 def test_no_manifest_is_told(tmp_path: Path) -> None:

@@ -133,23 +133,25 @@ def test_values_together_have_a_bound(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_weights_outside_the_package_are_not_opened(saved: Path) -> None:
-    def reach(model: Any) -> None:
-        for op in weights(model):
-            op.attributes["val"].blobFileValue.fileName = "@model_path/../../../../other.bin"
-
     shutil.copy(saved / WEIGHTS, saved.parent / "other.bin")
-    edit(saved, reach)
-    with pytest.raises(BundleDamaged, match="which lies outside the package"):
-        Package.open(saved / "Unet.mlpackage")
+    for name in ("../../../../other.bin", "", "a\0b", "/etc/hosts", "x" * 5000):
+
+        def reach(model: Any, name: str = name) -> None:
+            for op in weights(model):
+                op.attributes["val"].blobFileValue.fileName = f"@model_path/{name}"
+
+        edit(saved, reach)
+        with pytest.raises(BundleDamaged, match="which lies outside the package|cannot be read"):
+            Package.open(saved / "Unet.mlpackage")
 
 
 def test_a_model_outside_the_package_is_not_opened(saved: Path) -> None:
     path = saved / "Unet.mlpackage" / "Manifest.json"
     told = json.loads(path.read_text(encoding="utf-8"))
-    for place in ("../../secret", "/etc/hosts", "com.apple.CoreML/../../../secret"):
+    for place in ("../../secret", "com.apple.CoreML/../../../secret", "a\0b", "x" * 5000, "/etc/hosts"):
         told["itemInfoEntries"][told["rootModelIdentifier"]]["path"] = place
         path.write_text(json.dumps(told), encoding="utf-8")
-        with pytest.raises(BundleDamaged, match="lies outside the package"):
+        with pytest.raises(BundleDamaged, match="lies outside the package|lacks its model"):
             Package.open(saved / "Unet.mlpackage")
 
 
