@@ -24,7 +24,7 @@ MAX_MANIFEST = 64 << 20
 AGAIN = "export it again, or copy it again from where it was exported"
 MISSPELT = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 # What differs between two lines of an operation (see `digest`) -> how it is told.
-DIFFERS = ("is now a {found} where a {wanted} was exported", "reads another input than it did",
+DIFFERS = ("is now {found} where {wanted} was exported", "reads another input than it did, now {reads}",
            "makes a result of another name, type or shape than it did", "holds another value than it did")  # fmt: skip
 
 
@@ -149,11 +149,18 @@ def _check_digests(package: Package, told: Mapping[str, Mapping[str, str]]) -> N
         here, wanted = found[kind], told[kind]
         for name in [*here, *wanted]:
             if here.get(name) != wanted.get(name):
-                fault = _fault(here.get(name), wanted.get(name), word)
+                fault = _fault(here.get(name), wanted.get(name), word, _reads(package, name))
                 raise BundleDamaged(f"{package.path}: the {word} {name} {fault}; {AGAIN}")
 
 
-def _fault(found: str | None, wanted: str | None, word: str) -> str:
+def _reads(package: Package, name: str) -> str:
+    """What an operation reads, by parameter."""
+    found = next((operation for operation in package.program.operations if operation.name == name), None)
+    inputs = sorted(found.inputs.items()) if found else []
+    return ", ".join(f"{word} {bound}" for word, bindings in inputs for bound in bindings if isinstance(bound, str))
+
+
+def _fault(found: str | None, wanted: str | None, word: str, reads: str) -> str:
     if found is None or wanted is None:
         return "is missing" if found is None else "was not exported"
     if word == "weight":
@@ -161,7 +168,7 @@ def _fault(found: str | None, wanted: str | None, word: str) -> str:
     here, there = found.split(" "), wanted.split(" ")
     pairs = zip(here, there, DIFFERS, strict=False)  # a manifest may hold another number of words
     sentence = next((told for new, old, told in pairs if new != old), "was changed")
-    return f"({here[0]}) {sentence.format(found=here[0], wanted=there[0])}"
+    return f"({here[0]}) {sentence.format(found=here[0], wanted=there[0], reads=reads)}"
 
 
 def _check_slots(folder: Path, manifest: Mapping[str, Any], packages: Mapping[str, Package]) -> None:
