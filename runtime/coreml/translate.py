@@ -96,8 +96,8 @@ def _channels_first(tokens: int) -> Callable[[Array], Array]:
         """[rows, tokens, dim] -> [rows, dim, 1, tokens]."""
         if states.shape[1] != tokens:
             raise RequestError(
-                f"the prompts take {states.shape[1]} tokens where the Core ML package reads {tokens}; shorten them, or "
-                "use the backend onnxruntime"
+                f"the prompts take {states.shape[1]} tokens where the Core ML package reads {tokens}: keep them to one "
+                "chunk, or use the backend onnxruntime"
             )
         return states.transpose(0, 2, 1)[:, :, None, :]
 

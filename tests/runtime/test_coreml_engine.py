@@ -118,7 +118,7 @@ def test_what_packages_cannot_do_is_refused_before_the_first_step(packaged: Engi
         packaged.run(
             "unet", {"sample": np.zeros((1, 4, 8, 8)), "timestep": 1, "encoder_hidden_states": np.zeros((1, 77, 64))}
         )
-    with pytest.raises(RequestError, match="the prompts take 154 tokens where the Core ML package reads 77; shorten"):
+    with pytest.raises(RequestError, match="the prompts take 154 tokens where the Core ML package reads 77: keep"):
         packaged.generate("a cat BREAK a dog", **PROMPT)
     ink = packaged.load_adapter(styles / "ink.safetensors")
     with pytest.raises(RequestError, match="one multiplier per adapter for a whole run"):
