@@ -28,9 +28,9 @@ def library() -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Neither its log, nor its warnings, nor its progress bars; errors are raised as ever."""
+    """Neither its log, nor its warnings, nor its progress bars; what it raises is told by whoever catches it."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
         with (
             warnings.catch_warnings(),

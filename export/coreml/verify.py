@@ -7,7 +7,7 @@ shows. What an accelerator does inside its kernels is not reproduced; see `lora_
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ from lora_edge.mil import Package
 BOUND = {"fp32": 1e-5, "fp16": 1e-2}  # largest error, of outputs below 1; relative to the largest value above
 EFFECT = 0.05  # and at most this part of what the adapters change,
 STEPS = {"fp32": 0.0, "fp16": 2 * 2.0**-10}  # or two steps of the type at the largest value: hidden states reach 200
-DECIBELS = {6: 30.0, 4: 15.0}  # bits of palettized weights -> least ratio of the largest value to the mean error
+DECIBELS = {6: 30.0, 4: 15.0}  # bits of palettized weights -> least PSNR; its peak is from least to largest value
+CHANGE = 0.6  # and for adapters on them, part of the change they make; a wrong wire errs by the whole of it
 
 Lanes = Mapping[str, tuple[FloatArray, FloatArray]]  # slot -> down [patch, r], up [r, out]
 
@@ -55,7 +56,8 @@ class Compared(Outcome):
     Attributes:
         allowed: for `error`.
         effect: how much the adapters change in torch; 0 without adapters.
-        measure: whether `error` is the largest one or, where weights are palettized, the root of the mean square.
+        measure: whether `error` is the largest one or, where weights are palettized, the root of the mean square: of
+            the output, or of the change that adapters make.
     """
 
     allowed: float
@@ -128,35 +130,45 @@ class Bench:
         self.program, self.packages, self.options = program, packages, options
 
     def compare(self, case: Case) -> Compared:
-        """One case, with adapters drawn for it."""
+        """One case, with adapters drawn for it; of the output that errs most, relative to what is allowed."""
         random = np.random.default_rng(len(case.adapters))
         adapters = [self.draw(rank, random) for rank, _ in case.adapters]
-        return self.measure(case.name, adapters, [multiplier for _, multiplier in case.adapters], case.timestep)
-
-    def measure(
-        self, name: str, adapters: Sequence[Lanes], multipliers: Sequence[float], timestep: float | None = None
-    ) -> Compared:
-        """The outcome of these adapters; the output that errs most, relative to what is allowed."""
-        inputs = self._inputs(timestep)
+        multipliers = [multiplier for _, multiplier in case.adapters]
+        inputs = self._inputs(case.timestep)
         got = self.run(inputs, self.feeds(adapters, multipliers) if adapters else {})
         expected = self.torch(inputs, adapters, multipliers)
-        base = self.torch(inputs, (), ()) if adapters else expected
-        return max(
-            (self._judge(name, got[n], expected[n], base[n]) for n in self.program.outputs),
-            key=lambda outcome: outcome.error / outcome.allowed,
-        )
+        palettized = self.options.palettize if self.program.component == "unet" else None
+        judge = self._judge_change if palettized and adapters else self._judge_coarse if palettized else self._judge
+        told = [judge(case, name, got[name], expected[name]) for name in self.program.outputs]
+        return max(told, key=lambda outcome: outcome.error / outcome.allowed)
 
-    def _judge(self, name: str, got: Array, expected: Array, base: Array) -> Compared:
-        largest, effect = float(np.abs(expected).max()), float(np.abs(expected - base).max())
-        difference = got.astype(np.float64) - expected
-        bits = self.options.palettize if self.program.component == "unet" else None
-        if bits:
-            error, limit = float(np.sqrt(np.square(difference).mean())), largest * 10 ** (-DECIBELS[bits] / 20)
-            return Compared(name, error, largest, limit, effect, "rms")
-        limit = BOUND[self.options.precision] * max(1.0, largest)
-        if effect:
-            limit = min(limit, max(EFFECT * effect, STEPS[self.options.precision] * largest))
-        return Compared(name, float(np.abs(difference).max()), largest, limit, effect)
+    def _judge(self, case: Case, name: str, got: Array, expected: Array) -> Compared:
+        precision, largest = self.options.precision, float(np.abs(expected).max())
+        effect = float(np.abs(expected - self._torch_base[name]).max()) if case.adapters else 0.0
+        limit = BOUND[precision] * max(1.0, largest)
+        if case.adapters:
+            limit = min(limit, max(EFFECT * effect, STEPS[precision] * largest))
+        return Compared(case.name, float(np.abs(got.astype(np.float64) - expected).max()), largest, limit, effect)
+
+    def _judge_coarse(self, case: Case, name: str, got: Array, expected: Array) -> Compared:
+        limit = float(np.ptp(expected)) * 10 ** (-DECIBELS[self.options.palettize or 6] / 20)
+        return Compared(case.name, _rms(got, expected), float(np.abs(expected).max()), limit, measure="rms")
+
+    def _judge_change(self, case: Case, name: str, got: Array, expected: Array) -> Compared:
+        """Palettized weights move the base further than an adapter does, so the change it makes is looked at alone."""
+        base, plain = self._torch_base[name], self._package_base[name]
+        effect = _rms(expected, base)
+        error = _rms(got.astype(np.float64) - plain, expected.astype(np.float64) - base)
+        largest = float(np.abs(expected).max())
+        return Compared(case.name, error, largest, CHANGE * effect, effect, "rms of the change")
+
+    @cached_property
+    def _torch_base(self) -> dict[str, Array]:
+        return self.torch(self.program.example, (), ())
+
+    @cached_property
+    def _package_base(self) -> dict[str, Array]:
+        return self.run(self.program.example, {})
 
     def run(self, inputs: Sequence[Tensor], adapters: Mapping[str, Array]) -> dict[str, Array]:
         """Evaluate the packages one after another: each is given what it takes of the inputs and of earlier outputs."""
@@ -226,6 +238,10 @@ def _laid_out(pair: Pair, down: Array, up: Array) -> dict[str, Array]:
     if len(pair.down.shape) == 2:
         return {pair.down.name: down, pair.up.name: up}
     return {pair.down.name: down.T.reshape(pair.down.shape), pair.up.name: up.T.reshape(pair.up.shape)}
+
+
+def _rms(one: Array, other: Array) -> float:
+    return float(np.sqrt(np.square(one.astype(np.float64) - other).mean()))
 
 
 def _merged(weight: Tensor, parts: Sequence[tuple[float, FloatArray, FloatArray]]) -> Tensor:

@@ -12,6 +12,7 @@ import gc
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def write(
             packages = _save(program, folder, options)
             stage(f"Core ML {program.package}: {STAGES[1]}")
             opened = [Package.open(path) for path in packages]
-            for compared in verify(program, opened, options, lambda told, name=program.package: outcome(name, told)):  # type: ignore[misc]
+            for compared in verify(program, opened, options, partial(outcome, program.package)):
                 rows.append({"component": program.component, **compared.to_json()})
             components[program.component] = _entry(program, opened)
             digests |= {package.path.name: package.digests() for package in opened}
