@@ -25,7 +25,7 @@ from lora_edge.mil import Package
 BOUND = {"fp32": 1e-5, "fp16": 1e-2}  # largest error, of outputs below 1; relative to the largest value above
 EFFECT = 0.05  # and at most this part of what the adapters change,
 STEPS = {"fp32": 0.0, "fp16": 2 * 2.0**-10}  # or two steps of the type at the largest value: hidden states reach 200
-DECIBELS = {6: 30.0, 4: 15.0}  # bits of palettized weights -> least PSNR; its peak is from least to largest value
+DECIBELS = {6: 30.0, 4: 20.0}  # bits of palettized weights -> least PSNR; its peak is from least to largest value
 CHANGE = 0.6  # and for adapters on them, part of the change they make; a wrong wire errs by the whole of it
 
 Lanes = Mapping[str, tuple[FloatArray, FloatArray]]  # slot -> down [patch, r], up [r, out]

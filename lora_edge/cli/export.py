@@ -11,7 +11,7 @@ from lora_edge import front
 
 
 def _coreml(help: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel="Core ML", show_default=False)
+    return typer.Option(*names, help=f"Core ML: {help}", show_default=False)
 
 
 def export(
@@ -19,13 +19,13 @@ def export(
     bundle: Annotated[Path, typer.Argument(help="The bundle to write.")],
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is already there.")] = False,
     target: Annotated[str, typer.Option(help="onnx, or coreml for Core ML packages besides.")] = "onnx",
-    rank: Annotated[int | None, _coreml("Lanes of a slot, for all adapters of a request: 16, 32 or 64. [32]")] = None,
-    os: Annotated[str | None, _coreml("Oldest system to run on: iOS16, iOS17 or iOS18. [iOS17]")] = None,
+    rank: Annotated[int | None, _coreml("lanes of a slot, for all adapters of a request: 16, 32 or 64. [32]")] = None,
+    os: Annotated[str | None, _coreml("oldest system to run on: iOS16, iOS17 or iOS18. [iOS17]")] = None,
     precision: Annotated[str | None, _coreml("fp16 or fp32. [fp16]")] = None,
     attention: Annotated[str | None, _coreml("original (GPU) or split-einsum (Neural Engine). [original]")] = None,
-    palettize: Annotated[int | None, _coreml("Weights of the UNet in 6 or 4 bits.")] = None,
+    palettize: Annotated[int | None, _coreml("weights of the UNet in 6 or 4 bits.")] = None,
     chunks: Annotated[int | None, _coreml("2 cuts the UNet into two packages, as iPhones need it. [1]")] = None,
-    conv_slots: Annotated[bool | None, _coreml("Let 3x3 convolutions take adapters too.", "--conv-slots")] = None,
+    conv_slots: Annotated[bool | None, _coreml("let 3x3 convolutions take adapters too.", "--conv-slots")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, without a progress bar.")] = False,
 ) -> None:
     """Compile a checkpoint into a bundle whose layers take adapters as inputs.
