@@ -1,5 +1,6 @@
 """A program becomes an ML program: torch.export, then coremltools."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def convert(program: Program, options: Options) -> Any:
     ct = library()
     module, example = program.traced
     precision = {
-        "fp16": ct.transform.FP16ComputePrecision(op_selector=_HalfButTime()),
+        "fp16": ct.transform.FP16ComputePrecision(op_selector=_Half(norms=program.exact_norms)),
         "fp32": ct.precision.FLOAT32,
     }[options.precision]
     try:
@@ -69,20 +70,34 @@ def _tensor_type(ct: Any, port: Port) -> Any:
     return ct.TensorType(name=port.name, shape=port.shape, dtype=dtype, default_value=default)
 
 
-class _HalfButTime:
-    """Tells which operations are computed in half precision: all but sine, cosine and what feeds these alone.
+class _Half:
+    """Tells which operations are computed in half precision: all but
 
-    Angles reach 1000 radians, where float16 has steps of 0.5.
+    - sine, cosine and what feeds these alone: angles reach 1000 radians, where float16 has steps of 0.5;
+    - the variance that norms divide by, unless everything must be half: float16 ends at 65504, which is the square of
+      256, and decoders of images have larger activations than that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, norms: bool) -> None:
+        self._norms = norms
         self._exact: set[str] | None = None
 
     def __call__(self, operation: Any) -> bool:
         if self._exact is None:  # the first question comes before anything is changed
-            self._exact = set()
-            for other in reversed(operation.enclosing_block.operations):
-                users = [user for value in other.outputs for user in value.child_ops]
-                if other.op_type in ("sin", "cos") or (users and all(user.name in self._exact for user in users)):
-                    self._exact.add(other.name)
+            self._exact = self._find(operation.enclosing_block.operations)
         return operation.name not in self._exact
+
+    def _find(self, operations: Sequence[Any]) -> set[str]:
+        exact = {operation.name for operation in operations if operation.op_type in ("sin", "cos")}
+        for operation in operations if self._norms else ():
+            made_of = {value.op.name for value in operation.inputs.values() if getattr(value, "op", None) is not None}
+            if operation.op_type == "square" or (operation.op_type in _VARIANCE and made_of & exact):
+                exact.add(operation.name)
+        for operation in reversed(operations):
+            users = [user for value in operation.outputs for user in value.child_ops]
+            if users and all(user.name in exact for user in users):
+                exact.add(operation.name)
+        return exact
+
+
+_VARIANCE = ("reduce_mean", "add", "sqrt")  # from squares to what is divided by

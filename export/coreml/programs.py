@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_edge.export.checkpoint import Part, settings_of
+from lora_edge.export.checkpoint import Checkpoint, Part, settings_of
 from lora_edge.export.coreml.einsum import split_einsum
 from lora_edge.export.coreml.options import Options
 from lora_edge.export.coreml.ports import SCALE, Dtype, Pair, Port
@@ -22,7 +22,13 @@ from lora_edge.export.recipes.base import seeded
 from lora_edge.export.slotted import REFERENCE_ROWS
 from lora_edge.slots import Slot, SlotTable
 
-TOKENS = 77  # that a UNet is given; longer prompts run in chunks
+
+@dataclass(frozen=True)
+class Sizes:
+    """What packages are fixed to: rows and columns of the latents, tokens of the text."""
+
+    latent: tuple[int, int]
+    tokens: int = 77
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Program:
         layers: slot name -> the layer of `module` that takes its lanes.
         originals: slot name -> the layer of `reference`.
         pairs: the slots' inputs; none for a package without adapters.
+        exact_norms: whether variances are computed in float32; the Neural Engine has none.
     """
 
     component: str
@@ -52,6 +59,7 @@ class Program:
     layers: Mapping[str, nn.Module] = field(default_factory=dict)
     originals: Mapping[str, nn.Module] = field(default_factory=dict)
     pairs: tuple[Pair, ...] = ()
+    exact_norms: bool = True
 
     @property
     def adapter_ports(self) -> tuple[Port, ...]:
@@ -99,7 +107,7 @@ class _First(nn.Module):
         return outputs[: self.many]
 
 
-def programs(part: Part, table: SlotTable, options: Options, latent: tuple[int, int]) -> list[Program]:
+def programs(part: Part, table: SlotTable, options: Options, sizes: Sizes) -> list[Program]:
     """The packages of one component; none for a component that Apple's pipeline does not have.
 
     Raises:
@@ -107,17 +115,17 @@ def programs(part: Part, table: SlotTable, options: Options, latent: tuple[int, 
         ExportError: its layers do not fit the attention asked for.
     """
     make = _MAKERS.get(part.recipe.component)
-    return make(part, table, options, latent) if make else []
+    return make(part, table, options, sizes) if make else []
 
 
-def _unet(part: Part, table: SlotTable, options: Options, latent: tuple[int, int]) -> list[Program]:
+def _unet(part: Part, table: SlotTable, options: Options, sizes: Sizes) -> list[Program]:
     unet = part.load()
     config = settings_of(unet)
     folded = options.attention == "split-einsum"
     turned = split_einsum(unet) if folded else unet
     noise = seeded(0)
-    sample = torch.randn(REFERENCE_ROWS, config["in_channels"], *latent, generator=noise)
-    text = torch.randn(REFERENCE_ROWS, config["cross_attention_dim"], 1, TOKENS, generator=noise)
+    sample = torch.randn(REFERENCE_ROWS, config["in_channels"], *sizes.latent, generator=noise)
+    text = torch.randn(REFERENCE_ROWS, config["cross_attention_dim"], 1, sizes.tokens, generator=noise)
     timestep = torch.linspace(501, 521, REFERENCE_ROWS)
     made = Program(
         component="unet",
@@ -131,11 +139,12 @@ def _unet(part: Part, table: SlotTable, options: Options, latent: tuple[int, int
             Port("encoder_hidden_states", tuple(text.shape), options.precision),
         ),
         outputs=("noise_pred",),
+        exact_norms=not folded,
     )
     return [_slotted(made, part, turned, unet, table, options)]
 
 
-def _text_encoder(part: Part, table: SlotTable, options: Options, latent: tuple[int, int]) -> list[Program]:
+def _text_encoder(part: Part, table: SlotTable, options: Options, sizes: Sizes) -> list[Program]:
     encoder = part.load()
     ids = part.recipe.example(settings_of(encoder), 1, 0)[0]
     names = [port.name.replace(".", "_") for port in part.recipe.outputs(encoder)]
@@ -174,12 +183,12 @@ def _taken(slot: Slot, options: Options) -> bool:
 
 
 def _autoencoder(package: str, given: str, made: str, pixels: bool) -> Callable[..., list[Program]]:
-    def make(part: Part, table: SlotTable, options: Options, latent: tuple[int, int]) -> list[Program]:
+    def make(part: Part, table: SlotTable, options: Options, sizes: Sizes) -> list[Program]:
         module = part.load()
         config: Mapping[str, Any] = settings_of(module)
         factor = 2 ** (len(config["block_out_channels"]) - 1) if pixels else 1
         channels = config["in_channels"] if pixels else config["latent_channels"]
-        shape = (1, channels, latent[0] * factor, latent[1] * factor)
+        shape = (1, channels, sizes.latent[0] * factor, sizes.latent[1] * factor)
         example = torch.randn(*shape, generator=seeded(0)).clamp(-1, 1).half().float()
         wrapped = part.recipe.wrap(module)
         inputs = (Port(given, shape, options.precision),)
@@ -188,7 +197,7 @@ def _autoencoder(package: str, given: str, made: str, pixels: bool) -> Callable[
     return make
 
 
-_MAKERS: Mapping[str, Callable[[Part, SlotTable, Options, tuple[int, int]], list[Program]]] = {
+_MAKERS: Mapping[str, Callable[[Part, SlotTable, Options, Sizes], list[Program]]] = {
     "unet": _unet,
     "text_encoder": _text_encoder,
     "vae_decoder": _autoencoder("VAEDecoder", "z", "image", pixels=False),

@@ -26,7 +26,7 @@ from lora_edge.export.coreml.mend import mend
 from lora_edge.export.coreml.options import Options
 from lora_edge.export.coreml.palettize import palettize
 from lora_edge.export.coreml.ports import SCALE
-from lora_edge.export.coreml.programs import Program, programs
+from lora_edge.export.coreml.programs import Program, Sizes, programs
 from lora_edge.export.coreml.verify import Compared, verify
 from lora_edge.export.slotted import REFERENCE_ROWS
 from lora_edge.mil import Package
@@ -85,12 +85,12 @@ def write(
     """
     folder = bundle / FOLDER
     folder.mkdir()
-    latent = latent_size(checkpoint)
+    sizes = sizes_of(checkpoint)
     components: dict[str, Any] = {}
     digests: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     for part in checkpoint.parts:
-        for program in programs(part, tables[part.recipe.component], options, latent):
+        for program in programs(part, tables[part.recipe.component], options, sizes):
             stage(f"Core ML {program.package}: {STAGES[0]}")
             packages = _save(program, folder, options)
             stage(f"Core ML {program.package}: {STAGES[1]}")
@@ -112,7 +112,7 @@ def write(
         "attention": options.attention,
         "palettize": options.palettize,
         "rows": REFERENCE_ROWS,
-        "latent": list(latent),
+        "latent": list(sizes.latent),
         "components": components,
         "digests": digests,
         "files": _files(folder),
@@ -121,11 +121,12 @@ def write(
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
-def latent_size(checkpoint: Checkpoint) -> tuple[int, int]:
-    """Rows and columns of the latents that packages are made for: the size the UNet was trained at."""
-    unet: Mapping[str, Any] = next((p.config for p in checkpoint.parts if p.recipe.component == "unet"), {})
-    size = unet.get("sample_size") or 64
-    return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+def sizes_of(checkpoint: Checkpoint) -> Sizes:
+    """The size that the UNet was trained at, and the tokens that the text encoder gives."""
+    configs: dict[str, Mapping[str, Any]] = {part.recipe.component: part.config for part in checkpoint.parts}
+    size = configs.get("unet", {}).get("sample_size") or 64
+    tokens = configs.get("text_encoder", {}).get("max_position_embeddings") or 77
+    return Sizes((int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1])), int(tokens))
 
 
 def _save(program: Program, folder: Path, options: Options) -> list[Path]:

@@ -9,7 +9,7 @@ from lora_edge.bundle import Bundle
 from lora_edge.export.checkpoint import Checkpoint
 from lora_edge.export.coreml.options import Options
 from lora_edge.export.coreml.programs import Program, programs
-from lora_edge.export.coreml.write import latent_size, write
+from lora_edge.export.coreml.write import sizes_of, write
 from lora_edge.slots import SlotTable
 
 
@@ -27,7 +27,7 @@ def checkpoint(tiny_model: Path) -> Checkpoint:
 def unet_program(checkpoint: Checkpoint, tables: dict[str, SlotTable]) -> Callable[[Options], Program]:
     """What is traced of the tiny UNet."""
     part = next(part for part in checkpoint.parts if part.recipe.component == "unet")
-    return lambda options: programs(part, tables["unet"], options, latent_size(checkpoint))[0]
+    return lambda options: programs(part, tables["unet"], options, sizes_of(checkpoint))[0]
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,8 @@ from lora_edge.export.coreml.einsum import PIECE, SplitAttention, split_einsum
 from lora_edge.export.coreml.mend import mend, read_model
 from lora_edge.export.coreml.options import Options
 from lora_edge.export.coreml.palettize import nearest_centres, palettize
-from lora_edge.export.coreml.programs import Program, programs
+from lora_edge.export.coreml.ports import Port
+from lora_edge.export.coreml.programs import Program, Sizes, programs
 from lora_edge.export.coreml.verify import Bench, Compared, check_ports, verify
 from lora_edge.export.coreml.write import write
 from lora_edge.export.recipes.unet import UNET
@@ -71,7 +72,7 @@ def test_every_slot_is_wired_to_its_own_layer(attention: Any, tmp_path: Path) ->
     unet = part.load()
     table = slot_table(UNET, unet, part.config, UNET.example(part.config, 1, 8))
     options = Options(rank=16, precision="fp32", attention=attention, conv_slots=True)
-    (program,) = programs(part, table, options, (8, 8))
+    (program,) = programs(part, table, options, Sizes((8, 8)))
     assert [pair.slot for pair in program.pairs] == list(table)
     bench = Bench(program, [converted(program, options, tmp_path)], options)
     verify(program, bench.packages, options)
@@ -201,6 +202,15 @@ def test_a_lost_optional_flag_or_default_is_noticed_and_mended(
         inputs["lora_scale"].multiArrayType.floatDefaultValue = 0.0
 
     assert "time_embedding_linear_1_up" in refused(lose) and "lora_scale" in refused(change)
+
+
+def test_norms_of_large_activations_do_not_overflow(tmp_path: Path) -> None:
+    """The square of 300 is infinite in float16."""
+    norm = nn.GroupNorm(4, 16, eps=1e-6).eval()
+    x = 1000 * torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    port = Port("z", (1, 16, 8, 8), "fp16")
+    program = Program("vae_decoder", "Norm", norm, norm, (x.half().float(),), (port,), ("image",))
+    verify(program, [converted(program, HALF, tmp_path)], HALF)
 
 
 def test_tables_of_weights_are_found_by_k_means() -> None:
