@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_edge.export.checkpoint import Checkpoint, Part, settings_of
+from lora_edge.export.checkpoint import Part, settings_of
 from lora_edge.export.coreml.einsum import split_einsum
 from lora_edge.export.coreml.options import Options
 from lora_edge.export.coreml.ports import SCALE, Dtype, Pair, Port
