@@ -85,8 +85,9 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=Path("demo/emoji"))
     parser.add_argument("--latents", type=int, help="side of the latents; the model's own if not given")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=0, help="of one run; 0 takes one per physical core")
     arguments = parser.parse_args()
-    engine = lora_edge.Engine.open(arguments.bundle)
+    engine = lora_edge.Engine.open(arguments.bundle, threads=arguments.threads)
     size = arguments.latents or engine.bundle.component("unet").config["sample_size"]
     folder = Path("build/adapters_per_image")
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,6 +103,7 @@ def main() -> None:
         "rank": RANK,
         "latents": size,
         "rounds": arguments.rounds,
+        "threads": arguments.threads,
         "step": {
             name: {
                 "median_ms": round(statistics.median(seconds) * 1e3, 1),
