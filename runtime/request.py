@@ -14,7 +14,7 @@ from lora_edge.runtime import samplers
 from lora_edge.runtime.samplers import Plan
 from lora_edge.runtime.scene import Scene, alike, share
 from lora_edge.runtime.size import Size
-from lora_edge.runtime.swap import Pair, multipliers
+from lora_edge.runtime.swap import Pair, checked, multipliers
 from lora_edge.runtime.words import Words
 
 MAX_BATCH = 64
@@ -145,12 +145,14 @@ def checked_pairs(adapters: Adapters, images: int | None = None) -> list[Pair]:
     """
     given: list[Any] = list(adapters)
     if all(map(_is_pair, given)):
+        for _, strength in given:
+            checked(strength, images)
         return [(adapter, strength) for adapter, strength in given]
     if images is None or not all(isinstance(own, Sequence) and all(map(_is_pair, own)) for own in given):
         raise RequestError("adapters is a list of (adapter, multiplier), the adapters from engine.load_adapter")
     if len(given) != images:
         raise RequestError(f"adapters has lists for {len(given)} images; there are {images}")
-    if any(len(multipliers(strength)) != 1 for own in given for _, strength in own):
+    if any(len(checked(strength)) != 1 for own in given for _, strength in own):
         raise RequestError("an adapter that is given for one image takes one multiplier")
     return [
         (adapter, [multipliers(strength)[0] if row == image else 0.0 for row in range(images)])

@@ -121,14 +121,11 @@ class Swap:
         self, strength: Strength, table: SlotTable, step: int, steps: int
     ) -> list[tuple[BlockWeights | None, FloatArray, bool]]:
         """[rows or 1, places or 1] float32 and whether they move, for each of the block weights that are folded in."""
-        try:
-            each = [Multiplier.of(one) for one in multipliers(strength)]
-            folded = dict.fromkeys(one.blocks for one in each) if self._layout.folds_blocks else {}
-            if folded.keys() <= {None}:
-                made = [self._places(one, table, step, steps) for one in each]
-                return [(None, np.stack(np.broadcast_arrays(*made)), _moves(each, table))]
-        except (TypeError, ValueError):  # no numbers, or none at all
-            raise RequestError(f"multipliers {strength!r} are not one finite number per row") from None
+        each = checked(strength)
+        folded = dict.fromkeys(one.blocks for one in each) if self._layout.folds_blocks else {}
+        if folded.keys() <= {None}:
+            made = [self._places(one, table, step, steps) for one in each]
+            return [(None, np.stack(np.broadcast_arrays(*made)), _moves(each, table))]
         numbers = np.array([[one.number(table.component, step, steps)] for one in each], np.float32)
         return [
             (blocks, numbers * [[one.blocks == blocks] for one in each], _moves(_only(each, blocks), table))
@@ -166,6 +163,23 @@ def multipliers(strength: Strength) -> Sequence[float | Multiplier]:
     if isinstance(strength, Sequence | np.ndarray) and not isinstance(strength, str):
         return strength
     return [strength]
+
+
+def checked(strength: Strength, images: int | None = None) -> list[Multiplier]:
+    """The multipliers, one or one for each image.
+
+    Raises:
+        RequestError: none, or something else than finite numbers and `Multiplier`s, or another count than images.
+    """
+    try:
+        made = [Multiplier.of(one) for one in multipliers(strength)]
+    except (TypeError, ValueError):
+        made = []
+    if not made:
+        raise RequestError(f"multipliers {strength!r} are not one finite number per row")
+    if images is not None and len(made) not in (1, images):
+        _refuse_rows({len(made)}, images)
+    return made
 
 
 def of_image(strength: Strength, image: int) -> float | Multiplier:

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import lora_edge
 from lora_edge import Multiplier
+from lora_edge.errors import RequestError
 from lora_edge.runtime.engine import Engine
 
 LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -91,3 +92,13 @@ def test_block_weights_scale_whole_modules(engine: Engine, styles: Path, tmp_pat
     error = np.mean((np.asarray(weighted, float) - np.asarray(expected, float)) ** 2)
     assert error <= 255**2 / 10**6
     assert not np.array_equal(np.asarray(whole), np.asarray(expected))
+
+
+def test_wrong_multipliers_are_refused_before_the_first_step(engine: Engine, gains: Path) -> None:
+    """Also for what acts on a whole batch, which is looked at image by image first."""
+    ia3 = engine.load_adapter(gains)
+    for wrong, words in (("much", "finite number"), ([0.1, 0.2], "2 multipliers for 3 rows"), ([], "finite number")):
+        with pytest.raises(RequestError, match=words):
+            engine.generate("a cat", steps=1, batch=3, adapters=[(ia3, wrong)])
+        with pytest.raises(RequestError):
+            engine.generate("a cat", steps=1, batch=3, adapters=[[(ia3, wrong)], [], []])
