@@ -35,10 +35,15 @@ def generate(
     spacing: Annotated[str | None, typer.Option(help="Timestep spacing: leading, trailing or linspace.")] = None,
     prediction: Annotated[str | None, typer.Option(help="epsilon, v_prediction or sample.")] = None,
     preview_every: Annotated[int, typer.Option(help="Also write a preview PNG every so many steps; 0 is never.")] = 0,
-    backend: Annotated[str, typer.Option(help="What runs the graphs.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help="What runs the graphs: auto, onnxruntime, coreml or mil-reference.")
+    ] = "auto",
     provider: Annotated[
         list[str] | None, typer.Option(help="onnxruntime execution provider, best first; may be repeated.")
     ] = None,
+    fit_rank: Annotated[
+        bool, typer.Option(help="Cut adapters that have more lanes than Core ML packages take; what is lost is told.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a progress bar.")] = False,
 ) -> None:
     """Make images, with adapters by their names in the prompt.
@@ -58,7 +63,7 @@ def generate(
     if not out.parent.is_dir():
         raise RequestError(f"the folder {out.parent} for the images does not exist")
     wanted: dict[str, Any] = {"timestep_spacing": spacing, "prediction_type": prediction}
-    engine = Engine.open(bundle, backend, lora_dir, embeddings_dir, providers=provider)
+    engine = Engine.open(bundle, backend, lora_dir, embeddings_dir, providers=provider, fit_rank=fit_rank)
     with tqdm(total=steps, disable=as_json, unit="step") as bar:
 
         def on_step(progress: Any) -> None:
