@@ -8,10 +8,12 @@ import numpy as np
 from lora_edge.arrays import Array, FloatArray, IntArray
 from lora_edge.bundle import Bundle
 from lora_edge.errors import RequestError
+from lora_edge.multiplier import Multiplier
 from lora_edge.runtime.chunks import Chunk, chunked
 from lora_edge.runtime.components import Components
 from lora_edge.runtime.scene import Scene
 from lora_edge.runtime.swap import Swap, of_image
+from lora_edge.runtime.textcache import Acting, TextCache, TextKey, spelled
 from lora_edge.runtime.words import Words
 from lora_edge.slots import TOKENS
 
@@ -37,11 +39,12 @@ class Condition:
 
 @dataclass
 class TextModel:
-    """The text encoder of a bundle, for one request; what it has encoded it does not encode again.
+    """The text encoder of a bundle, for one request.
 
     Attributes:
         words: tokenizer and embeddings.
         clip_skip: 1 reads the last layer, n the n-th from the end.
+        cache: what it has encoded, in this request and those before; it does not encode it again.
     """
 
     bundle: Bundle
@@ -49,7 +52,7 @@ class TextModel:
     swap: Swap
     words: Words
     clip_skip: int = 1
-    _known: dict[tuple[Chunk, str], FloatArray] = field(default_factory=dict)
+    cache: TextCache = field(default_factory=TextCache)
 
     def condition(self, scene: Scene, guided: bool) -> Condition:
         """Encode every text of a scene, all that is new of it in one call.
@@ -71,45 +74,49 @@ class TextModel:
 
     def _encode(self, scene: Scene, rows: Sequence[tuple[int, Sequence[Chunk]]]) -> list[list[FloatArray]]:
         """[tokens, dim] of every chunk of every row."""
-        acting = [_seen(scene, image) for image in range(len(scene.parts))]
-        missing = {
-            (chunk, acting[image]): image
-            for image, chunks in rows
-            for chunk in chunks
-            if (chunk, acting[image]) not in self._known
-        }
-        if missing:
-            owners = np.array(list(missing.values()), np.int64)
+        acting = [self._acting(scene, image) for image in range(len(scene.parts))]
+        wanted = [(image, chunk) for image, chunks in rows for chunk in chunks]
+        keys = [TextKey(spelled(chunk, self.words), acting[image], self.clip_skip) for image, chunk in wanted]
+
+        def make(places: Sequence[int]) -> list[FloatArray]:
+            owners = np.array([wanted[place][0] for place in places], np.int64)
             feeds = self.swap.feeds(TEXT_ENCODER, scene.adapters, rows=len(scene.parts), owners=owners)
-            made = self._run([chunk for chunk, _ in missing], feeds)
-            self._known.update(zip(missing, made, strict=True))
-        return [[self._known[chunk, acting[image]] for chunk in chunks] for image, chunks in rows]
+            return self._run([wanted[place][1] for place in places], feeds)
+
+        states = iter(self.cache.states(keys, make))
+        return [[emphasized(next(states), chunk.weights) for chunk in chunks] for _, chunks in rows]
 
     def _run(self, chunks: Sequence[Chunk], feeds: Mapping[str, Array]) -> list[FloatArray]:
         ids = np.concatenate([self.words.tokenizer.framed(chunk.ids) for chunk in chunks])
         taught = {TOKENS: self.words.tokens} if self.words.used else {}
         outputs = self.components.run(TEXT_ENCODER, {"input_ids": ids}, {**feeds, **taught})
-        states = self._skipped(outputs, feeds)
-        return [emphasized(state, chunk.weights) for state, chunk in zip(states, chunks, strict=True)]
+        return [np.array(state) for state in self._skipped(outputs, feeds)]  # a copy keeps one chunk, not all of them
+
+    def _acting(self, scene: Scene, image: int) -> tuple[Acting, ...]:
+        """How the adapters of the text encoder act on one image."""
+        own = [(adapter, Multiplier.of(of_image(strength, image))) for adapter, strength in scene.adapters]
+        return tuple(
+            Acting(self.cache.numbers.of(adapter), one.number(TEXT_ENCODER), one.blocks)
+            for adapter, one in own
+            if TEXT_ENCODER in adapter.components and one.number(TEXT_ENCODER)
+        )
 
     def _skipped(self, outputs: Mapping[str, FloatArray], feeds: Mapping[str, Array]) -> FloatArray:
         """The layer that clip skip asks for, behind the final norm in any case (as Stable Diffusion 1 reads it)."""
         if self.clip_skip == 1:
             return outputs["last_hidden_state"]
         component = self.bundle.component(TEXT_ENCODER)
-        norms = {**component.norms(), **feeds}
-        if layers(outputs) < self.clip_skip:
+        layer = component.config["num_hidden_layers"] + 1 - self.clip_skip
+        if (normed := f"normed_states.{layer}") in outputs:
+            return outputs[normed]
+        if (raw := f"hidden_states.{layer}") not in outputs:
             raise RequestError("this text encoder gives its last layer alone; leave clip skip at 1")
-        state = outputs[f"hidden_states.{layers(outputs) + 1 - self.clip_skip}"]
+        norms = {**component.norms(), **feeds}
+        state = outputs[raw]
         centred = state - state.mean(axis=-1, keepdims=True)
         spread = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + component.config.get("layer_norm_eps", 1e-5))
         made: FloatArray = centred / spread * norms[f"{FINAL_NORM}.weight"] + norms[f"{FINAL_NORM}.bias"]
         return made.astype(np.float32)
-
-
-def layers(outputs: Mapping[str, Array]) -> int:
-    """Layers of a text encoder, by its outputs (the first hidden state is the embedding)."""
-    return sum(name.startswith("hidden_states.") for name in outputs) - 1
 
 
 def check_clip_skip(clip_skip: int, config: Mapping[str, int]) -> int:
@@ -141,12 +148,3 @@ def emphasized(state: FloatArray, weights: Sequence[float]) -> FloatArray:
         return weighted  # an encoder whose outputs have no mean: their ratio would be rounding alone
     made: FloatArray = weighted * np.float32(state.mean(dtype=np.float64) / mean)
     return made
-
-
-def _seen(scene: Scene, image: int) -> str:
-    """How the adapters of the text encoder act on one image."""
-    made = []
-    for adapter, strength in scene.adapters:
-        if TEXT_ENCODER in adapter.components:
-            made.append((id(adapter), repr(of_image(strength, image))))
-    return repr(made)

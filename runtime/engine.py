@@ -25,6 +25,8 @@ from lora_edge.runtime.scene import is_off, share
 from lora_edge.runtime.shelf import Shelf
 from lora_edge.runtime.size import Size
 from lora_edge.runtime.swap import Pair, Swap
+from lora_edge.runtime.textcache import TextCache
+from lora_edge.runtime.tiles import Tiling, Wish
 
 log = logging.getLogger("lora_edge")
 
@@ -45,6 +47,7 @@ class Engine:
         embeddings_dir: Path | None,
         adapter_bytes: int,
         largest_adapter: int | None,
+        tiling: Tiling | None = None,
     ) -> None:
         self.bundle = bundle
         self._backend = backend
@@ -53,6 +56,7 @@ class Engine:
         self._swap = Swap(bundle, backend.layout)
         self._shelf: Shelf[Adapter] = Shelf(adapter_bytes, lambda adapter: adapter.nbytes)
         self._resolver = Resolver(bundle, self.load_adapter, lora_dir, embeddings_dir)
+        self._texts, self._tiling = TextCache(), tiling
         self._runs: list[str] = []
 
     @cached_property
@@ -62,7 +66,8 @@ class Engine:
         scheduler = self.bundle.read_json("scheduler/scheduler_config.json")
         channels = int(unet["in_channels"])
         size = Size.of(unet, vae, self._backend.latent)
-        return Painter(self.bundle, self._components, self._swap, size, channels, vae, scheduler)
+        tiling = self._tiling if size.fixed is None else None  # graphs of one size have no tiles
+        return Painter(self.bundle, self._components, self._swap, size, channels, vae, scheduler, self._texts, tiling)
 
     @classmethod
     def open(
@@ -74,9 +79,11 @@ class Engine:
         *,
         providers: Sequence[str] | None = None,
         threads: int = 0,
+        precision: str | None = None,
         adapter_bytes: int = ADAPTERS,
         largest_adapter: int | None = None,
         fit_rank: bool = False,
+        vae_tile: Wish = "auto",
         check: Check = "size",
     ) -> "Engine":
         """Open a bundle.
@@ -87,32 +94,39 @@ class Engine:
             lora_dir: where tags in prompts look adapters up; `generate` can name another.
             embeddings_dir: a folder of embeddings (textual inversion); prompts call them by their names.
             providers: onnxruntime's execution providers by name, best first; None runs on the CPU. Of the backend
-                coreml: one of its compute units (ALL, CPU_ONLY, CPU_AND_GPU, CPU_AND_NE).
+                coreml: one of its compute units (ALL, CPU_ONLY, CPU_AND_GPU, CPU_AND_NE); of torch: mps, cuda or
+                cpu, the first of them that is here where None is said.
             threads: of one run; 0 takes one per physical core.
+            precision: to compute in, "fp32", "fp16" or "bf16", where the backend has a choice; None for its own.
             adapter_bytes: adapters kept ready, the least recently used put back first.
             largest_adapter: bytes that one adapter may take, full-rank kinds being large; None is a quarter of the
                 machine's memory.
             fit_rank: on backends whose graphs have a fixed rank, cut adapters with more lanes by SVD in place of
                 refusing them; what that loses is reported.
+            vae_tile: how large images are decoded: "auto" in tiles of 64 latents beyond 96 x 96, a number in tiles of
+                that many, "off" at once, which takes memory by the square. See `runtime.tiles`.
             check: "size" compares the sizes of files with the manifest, "full" their hashes too.
 
         Raises:
             BundleError: no bundle, another version, or a damaged one.
             BackendUnavailable: the backend or a provider is not installed.
             ComponentMissing: the bundle has no graphs for the backend.
+            RequestError: `vae_tile` is something else.
         """
+        tiling = Tiling.of(vae_tile)
         opened = Bundle.open(bundle, check)
-        chosen = choose(backend, opened, Wishes(providers, threads, fit_rank))
+        chosen = choose(backend, opened, Wishes(providers, threads, fit_rank, precision))
         log.info("backend %s (%s): %s", chosen.name, ", ".join(chosen.providers), chosen.why)
         folders = [None if folder is None else Path(folder) for folder in (lora_dir, embeddings_dir)]
         memory = physical_bytes()
         largest = memory // 4 if largest_adapter is None and memory else largest_adapter
-        return cls(opened, chosen, folders[0], folders[1], adapter_bytes, largest)
+        return cls(opened, chosen, folders[0], folders[1], adapter_bytes, largest, tiling)
 
     @property
     def info(self) -> dict[str, Any]:
         """Backend and why, providers, sessions opened, slots, memory in bytes; of the last request, the batches it ran
-        in (`runs`) and the bytes that its last change of adapters or multipliers moved (`bytes_copied`).
+        in (`runs`) and the bytes that its last change of adapters or multipliers moved (`bytes_copied`). `texts` counts
+        the chunks of prompts that were at hand (`hits`) and those that the text encoder had to read (`misses`).
 
         The peak of memory is that of the whole process; None where the system does not tell.
         """
@@ -128,6 +142,7 @@ class Engine:
             "runs": list(self._runs),
             "slots": {table.component: len(table) for table in self.bundle.tables},
             "adapters_resident": len(self._shelf),
+            "texts": self._texts.info,
             "memory": {
                 "weights": sum(entry["size"] for path, entry in files.items() if self._backend.weights in path),
                 "adapters": self._shelf.nbytes,

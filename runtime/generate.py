@@ -17,6 +17,8 @@ from lora_edge.runtime.noise import Noise
 from lora_edge.runtime.request import Request
 from lora_edge.runtime.size import Size
 from lora_edge.runtime.swap import Swap
+from lora_edge.runtime.textcache import TextCache
+from lora_edge.runtime.tiles import Tiling
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Painter:
         channels: of the latents.
         vae: config of the VAE.
         scheduler: scheduler_config.json.
+        texts: what the text encoder made of texts before.
+        tiling: of large images, None where they are decoded at once.
     """
 
     bundle: Bundle
@@ -65,6 +69,8 @@ class Painter:
     channels: int
     vae: Mapping[str, Any]
     scheduler: Mapping[str, Any]
+    texts: TextCache
+    tiling: Tiling | None = None
 
     def paint(self, request: Request, on_step: OnStep | None = None) -> list[Image.Image]:
         """Make the images of a request.
@@ -98,13 +104,15 @@ class Painter:
             GraphFailed: latents or pixels are not finite.
         """
         scaled = latents / self.vae.get("scaling_factor", 0.18215) + (self.vae.get("shift_factor") or 0.0)
-        pixels = self.components.run("vae_decoder", {"latent_sample": scaled}, {})["sample"]
-        return to_images(pixels)
+        return to_images(self.tiling.decode(self._pixels, scaled) if self.tiling else self._pixels(scaled))
+
+    def _pixels(self, scaled: FloatArray) -> FloatArray:
+        return self.components.run("vae_decoder", {"latent_sample": scaled}, {})["sample"]
 
     def _model(self, request: Request, clock: "_Clock") -> Predict:
         """Latents and timestep -> prediction, with prompts, guidance and adapters inside."""
         assert request.words is not None, "resolved"
-        text = TextModel(self.bundle, self.components, self.swap, request.words, request.clip_skip)
+        text = TextModel(self.bundle, self.components, self.swap, request.words, request.clip_skip, self.texts)
         conditions = {scene.until: text.condition(scene, request.guided) for scene in request.story}
 
         def model(sample: FloatArray, timestep: float) -> FloatArray:
