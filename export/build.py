@@ -19,12 +19,13 @@ from lora_edge.export.coreml import write as coreml_folder
 from lora_edge.export.coreml.library import library
 from lora_edge.export.coreml.options import Options
 from lora_edge.export.passes import PASSES
+from lora_edge.export.program import write_program
 from lora_edge.export.slotted import REFERENCE_ROWS, slot_table
 from lora_edge.export.tokenizer import write_tokenizer
-from lora_edge.export.trace import trace
+from lora_edge.export.trace import capture, trace
 from lora_edge.export.verify import Outcome, verify
 from lora_edge.export.weights import write_graph
-from lora_edge.graph import OpenGraph
+from lora_edge.graph import Graph, OpenGraph, OpenProgram
 from lora_edge.slots import ABI_VERSION, Slot, SlotTable
 
 STAGES = ("loading", "tracing", "inserting slots", "writing", "verifying")
@@ -56,6 +57,7 @@ def build(
     overwrite: bool = False,
     listener: Listener | None = None,
     coreml: Mapping[str, Any] | None = None,
+    open_program: OpenProgram | None = None,
 ) -> Bundle:
     """Export every component that the source has.
 
@@ -66,6 +68,7 @@ def build(
         overwrite: replace a bundle that is already there.
         listener: hears of the progress.
         coreml: settings of `export.coreml.options.Options`; None for a bundle without Core ML packages.
+        open_program: opens a component's program for its verification; None for a bundle without programs for torch.
 
     Raises:
         CheckpointError: the source cannot be read, or is another architecture.
@@ -85,7 +88,10 @@ def build(
     try:
         packages = coreml_folder.stages(checkpoint) if options else 0
         listener.begin(len(checkpoint.parts) * len(STAGES) + packages + 1)
-        components = {part.recipe.component: _export(part, partial, open_graph, listener) for part in checkpoint.parts}
+        components = {
+            part.recipe.component: _export(part, partial, open_graph, open_program, listener)
+            for part in checkpoint.parts
+        }
         _copy_settings(checkpoint, partial)
         if options:
             _add_coreml(checkpoint, partial, components, options, listener)
@@ -108,7 +114,9 @@ def _check_target(final: Path, overwrite: bool) -> None:
         raise ExportError(f"{final} exists and is not a bundle, so it is not replaced; choose another name")
 
 
-def _export(part: Part, partial: Path, open_graph: OpenGraph, listener: Listener) -> dict[str, Any]:
+def _export(
+    part: Part, partial: Path, open_graph: OpenGraph, open_program: OpenProgram | None, listener: Listener
+) -> dict[str, Any]:
     """One component: its manifest entry."""
     recipe = part.recipe
 
@@ -122,26 +130,37 @@ def _export(part: Part, partial: Path, open_graph: OpenGraph, listener: Listener
     example = recipe.example(config, 2, size)
     table = slot_table(recipe, module, config, recipe.example(config, 1, recipe.reference(config) or size))
     stage(1)
-    model = trace(recipe, module, example)
+    captured = capture(recipe, module, example)
+    model = trace(recipe, module, captured)
     stage(2)
     for transform in PASSES:
         transform(model, table)
     stage(3)
     graph = partial / recipe.component / "model.onnx"
     weights = _write_component(part, module, table, model, graph)
-    del model
+    program = None
+    if open_program:
+        program = write_program(captured, recipe, module, table, example, model, graph.parent)
+    del model, captured
     gc.collect()
     stage(4)
-    outcomes = verify(
-        open_graph(graph), recipe, module, table, example, lambda outcome: listener.outcome(recipe.component, outcome)
-    )
+
+    def compared(graph: Graph, told: str) -> list[dict[str, Any]]:
+        outcomes = verify(graph, recipe, module, table, example, lambda outcome: listener.outcome(told, outcome))
+        return [outcome.to_json() for outcome in outcomes]
+
+    outcomes = compared(open_graph(graph), recipe.component)
+    if open_program and program:
+        opened = open_program(graph, program, table)
+        program["verification"] = compared(opened, f"{recipe.component} (torch)")
     return {
         "graph": graph.relative_to(partial).as_posix(),
         "slots": [slot.to_json() for slot in table],
         "norms": dict(table.norms),
         "facts": dict(table.facts),
         "weights": weights,
-        "verification": [outcome.to_json() for outcome in outcomes],
+        "verification": outcomes,
+        **({"program": program} if program else {}),
     }
 
 

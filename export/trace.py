@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from lora_edge.errors import ExportError, first_line
 from lora_edge.export.recipes import Port, Recipe
@@ -16,16 +17,13 @@ from lora_edge.export.recipes import Port, Recipe
 OPSET = 23  # the first with fused Attention; GroupNormalization came with 21
 
 
-def trace(recipe: Recipe, module: nn.Module, example: tuple[Tensor, ...]) -> ir.Model:
+def capture(recipe: Recipe, module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProgram:
     """Trace a component once.
 
     Args:
         recipe: names of the ports and their free axes.
         module: float32, in eval mode.
         example: one tensor per input; two rows at least, since a row of 1 would be traced as a constant.
-
-    Returns:
-        The unoptimized graph, ports and parameters under their contract names, parameters as initializers.
 
     Raises:
         ExportError: torch cannot trace the module.
@@ -34,7 +32,22 @@ def trace(recipe: Recipe, module: nn.Module, example: tuple[Tensor, ...]) -> ir.
     free = {port.name: dict.fromkeys(port.free, torch.export.Dim.DYNAMIC) for port in recipe.inputs}
     try:
         with _quiet(), torch.no_grad():
-            program = torch.export.export(wrapped, example, dynamic_shapes=free)
+            return torch.export.export(wrapped, example, dynamic_shapes=free)
+    except Exception as error:
+        raise ExportError(f"torch could not trace the {recipe.component}: {first_line(error)}") from error
+
+
+def trace(recipe: Recipe, module: nn.Module, program: ExportedProgram) -> ir.Model:
+    """Turn what was captured into an ONNX graph; the program stays as it is.
+
+    Returns:
+        The unoptimized graph, ports and parameters under their contract names, parameters as initializers.
+
+    Raises:
+        ExportError: torch has no ONNX for something in it.
+    """
+    try:
+        with _quiet(), torch.no_grad():
             exported = torch.onnx.export(
                 program, args=(), dynamo=True, opset_version=OPSET, optimize=False, verbose=False
             )

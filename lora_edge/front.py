@@ -19,6 +19,7 @@ def export(
     overwrite: bool = False,
     listener: Any = None,
     coreml: Mapping[str, Any] | None = None,
+    torch: bool = False,
 ) -> "Bundle":
     """Export a checkpoint into a bundle.
 
@@ -29,6 +30,7 @@ def export(
         listener: an `export.build.Listener` that hears of the progress.
         coreml: add Core ML packages with these settings (`rank`, `os`, `precision`, `attention`, `palettize`, `chunks`,
             `conv_slots`; see `export.coreml.options.Options`); {} for the defaults, None for no packages.
+        torch: add programs for the backend torch, a few MB each, over the same weights.
 
     Raises:
         ExportError: a package of the [export] extra is missing, or see `export.build.build`.
@@ -38,5 +40,14 @@ def export(
     except ModuleNotFoundError as error:
         raise ExportError(f"{_WANTED} ({error})") from error
     from lora_edge.runtime.session import Session
+    from lora_edge.runtime.torchprogram import open_program
 
-    return build(source, target, Session, overwrite=overwrite, listener=listener, coreml=coreml)
+    return build(
+        source,
+        target,
+        Session,
+        overwrite=overwrite,
+        listener=listener,
+        coreml=coreml,
+        open_program=open_program if torch else None,
+    )

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lora_edge.arrays import Array
+from lora_edge.slots import SlotTable
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,7 @@ class Graph(Protocol):
 
 
 OpenGraph = Callable[[Path], Graph]
+"""An ONNX file -> the graph in it."""
+
+OpenProgram = Callable[[Path, Mapping[str, Any], SlotTable], Graph]
+"""The ONNX file of a component, what its manifest says of the program beside it, its slots -> that program."""

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from lora_edge.bundle import Bundle, Component
-from lora_edge.errors import BackendUnavailable
+from lora_edge.errors import BackendUnavailable, first_line
 from lora_edge.graph import Graph
 from lora_edge.runtime.coreml.graph import OpenPackage, PackagedGraph, Runner
 from lora_edge.runtime.coreml.layout import FixedRank
 from lora_edge.runtime.coreml.manifest import Packages
 from lora_edge.runtime.coreml.reference import ReferencePackage
 from lora_edge.runtime.layout import Layout, SideBySide
+from lora_edge.runtime.programparts import open_parts, program_of
 from lora_edge.runtime.session import Session, check_providers
 
 
@@ -24,11 +25,13 @@ class Wishes:
         providers: execution providers or compute units by name, None for the backend's own choice.
         threads: of one run; 0 takes one per physical core.
         fit_rank: whether graphs of a fixed rank may cut adapters by SVD to fit.
+        precision: to compute in: "fp32", "fp16", "bf16", None for the backend's own choice.
     """
 
     providers: Sequence[str] | None = None
     threads: int = 0
     fit_rank: bool = False
+    precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Backend:
 
 
 def _onnxruntime(bundle: Bundle, wishes: Wishes) -> Backend:
+    _check_fixed("onnxruntime", "fp32", wishes)
     why = "execution providers as asked for" if wishes.providers else "the CPU; name execution providers for others"
     chosen = tuple(check_providers(wishes.providers or ["CPUExecutionProvider"]))
 
@@ -64,6 +68,31 @@ def _onnxruntime(bundle: Bundle, wishes: Wishes) -> Backend:
         return Session(component.graph, chosen, wishes.threads)
 
     return Backend("onnxruntime", why, chosen, open_graph, SideBySide(bundle))
+
+
+def _check_fixed(name: str, has: str, wishes: Wishes) -> None:
+    """Refuse a precision that is not the one that the graphs were made for."""
+    if wishes.precision not in (None, has):
+        raise BackendUnavailable(f"{name} computes these graphs in {has}, and not in {wishes.precision}")
+
+
+def _torch(bundle: Bundle, wishes: Wishes) -> Backend:
+    try:
+        from lora_edge.runtime import torchprogram
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(
+            f"the backend torch needs PyTorch: pip install 'lora-edge[torch]' ({first_line(error)})"
+        ) from error
+    device = torchprogram.check_device(wishes.providers)
+    precision = torchprogram.check_precision(wishes.precision)
+
+    def open_graph(component: Component) -> Graph:
+        parts = open_parts(component.graph, program_of(bundle, component), component.table)
+        return torchprogram.TorchGraph(parts, device, precision, wishes.threads)
+
+    why = "the device as asked for" if wishes.providers else "asked for, on the best device that torch has here"
+    facts = {"precision": precision}
+    return Backend("torch", why, (device,), open_graph, SideBySide(bundle), ".onnx.data", facts=facts)
 
 
 def _mil_reference(bundle: Bundle, wishes: Wishes) -> Backend:
@@ -99,6 +128,7 @@ def _packaged(
     def open_graph(component: Component) -> Graph:
         return PackagedGraph(component.name, packages.component(component.name), open_package)
 
+    _check_fixed(name, packages.precision, wishes)
     layout = FixedRank(bundle, packages, wishes.fit_rank)
     held = {part: [stage.path.name for stage in made.stages] for part, made in packages.components.items()}
     facts = {"packages": held, "precision": packages.precision, "rank": packages.rank}
@@ -107,6 +137,7 @@ def _packaged(
 
 BACKENDS: Mapping[str, Callable[[Bundle, Wishes], Backend]] = {
     "onnxruntime": _onnxruntime,
+    "torch": _torch,
     "coreml": _coreml,
     "mil-reference": _mil_reference,
 }

@@ -9,6 +9,8 @@ from tqdm import tqdm
 
 from lora_edge import front
 
+TARGETS = ("onnx", "coreml", "torch")
+
 
 def _coreml(help: str, *names: str) -> Any:
     return typer.Option(*names, help=f"Core ML: {help}", show_default=False)
@@ -18,7 +20,9 @@ def export(
     source: Annotated[Path, typer.Argument(help="A model folder in diffusers layout (SD1 architecture, any size).")],
     bundle: Annotated[Path, typer.Argument(help="The bundle to write.")],
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is already there.")] = False,
-    target: Annotated[str, typer.Option(help="onnx, or coreml for Core ML packages besides.")] = "onnx",
+    target: Annotated[
+        str, typer.Option(help="onnx, or besides: coreml for Core ML packages, torch for programs.")
+    ] = "onnx",
     rank: Annotated[int | None, _coreml("lanes of a slot, for all adapters of a request: 16, 32 or 64. [32]")] = None,
     os: Annotated[str | None, _coreml("oldest system to run on: iOS16, iOS17 or iOS18. [iOS17]")] = None,
     precision: Annotated[str | None, _coreml("fp16 or fp32. [fp16]")] = None,
@@ -33,10 +37,12 @@ def export(
     Every component that the folder has is traced once, given its adapter inputs, written, and compared with torch
     (no adapter, one, two, several ranks, one row and two) before the bundle appears under its name.
 
+    Programs are what the backend torch runs, on mps, cuda or cpu; they share the weights of the ONNX graphs.
+
     Needs the packages of the extra: pip install 'lora-edge[export]', and 'lora-edge[coreml]' for Core ML.
     """
-    if target not in ("onnx", "coreml"):
-        raise typer.BadParameter(f"{target!r} is neither onnx nor coreml", param_hint="--target")
+    if target not in TARGETS:
+        raise typer.BadParameter(f"{target!r} is neither {' nor '.join(TARGETS)}", param_hint="--target")
     asked = {"rank": rank, "os": os, "precision": precision, "attention": attention, "palettize": palettize}
     asked |= {"chunks": chunks, "conv_slots": conv_slots}
     settings = {name: value for name, value in asked.items() if value is not None}
@@ -44,9 +50,8 @@ def export(
         raise typer.BadParameter("is for --target coreml", param_hint=f"--{next(iter(settings)).replace('_', '-')}")
     with tqdm(disable=as_json, bar_format="{desc:<38} {bar} {n_fmt}/{total_fmt} [{elapsed}]") as bar:
         told = _Told(bar)
-        made = front.export(
-            source, bundle, overwrite=force, listener=told, coreml=settings if target == "coreml" else None
-        )
+        besides: Any = {"coreml": {"coreml": settings}, "torch": {"torch": True}}.get(target, {})
+        made = front.export(source, bundle, overwrite=force, listener=told, **besides)
         bar.update(1)
         bar.set_description_str("done")
     table = told.table
