@@ -15,7 +15,7 @@ HEAVY = {"torch", "diffusers", "transformers", "peft", "onnx", "onnx_ir", "onnxs
 # What each room may import besides itself, lora_edge and the standard library.
 ALLOWED = {
     "lora_edge": {"numpy", "typer", "tqdm"},
-    "runtime": {"numpy", "onnxruntime", "tokenizers", "PIL", "coremltools"},
+    "runtime": {"numpy", "onnxruntime", "tokenizers", "PIL", "torch", "coremltools"},
     "export": {"numpy", "safetensors"} | HEAVY,
 }
 FORBIDDEN_ROOMS = {"lora_edge": {"lora_edge.runtime", "lora_edge.export"}, "runtime": {"lora_edge.export"}}
@@ -92,6 +92,25 @@ def test_coremltools_is_imported_in_one_file_of_the_runtime() -> None:
         if module.split(".")[0] == "coremltools"
     }
     assert {user for user in users if not user.startswith("export/coreml/")} == {"runtime/coreml/machine.py"}
+
+
+def test_torch_is_imported_in_two_files_of_the_runtime_which_nobody_loads_unasked() -> None:
+    torch_files = {"runtime/torchprogram.py", "runtime/torchslots.py"}
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for path in FILES
+        for module, _ in imports(path)
+        if room_of(path) == "runtime" and module.split(".")[0] == "torch"
+    }
+    assert users == torch_files
+    modules = {module_name(ROOT / file) for file in torch_files}
+    loaders = {
+        path.relative_to(ROOT).as_posix()
+        for path in FILES
+        for module, at_load in imports(path)
+        if at_load and any(module == one or module.startswith(one + ".") for one in modules)
+    }
+    assert loaders == {"runtime/torchprogram.py"}
 
 
 def test_typer_and_tqdm_stay_with_the_command_line() -> None:
