@@ -23,7 +23,7 @@ from lora_edge.export.program import write_program
 from lora_edge.export.slotted import REFERENCE_ROWS, slot_table
 from lora_edge.export.tokenizer import write_tokenizer
 from lora_edge.export.trace import capture, trace
-from lora_edge.export.verify import Outcome, verify
+from lora_edge.export.verify import Outcome, Reference, verify
 from lora_edge.export.weights import write_graph
 from lora_edge.graph import Graph, OpenGraph, OpenProgram
 from lora_edge.slots import ABI_VERSION, Slot, SlotTable
@@ -124,7 +124,7 @@ def _export(
         listener.stage(f"{recipe.component}: {STAGES[index]}")
 
     stage(0)
-    module = part.load()
+    module = part.load_stored()
     config = settings_of(module)
     size = 2 ** len(config.get("block_out_channels", ()))
     example = recipe.example(config, 2, size)
@@ -144,9 +144,12 @@ def _export(
     del model, captured
     gc.collect()
     stage(4)
+    reference = Reference(recipe, module, table, example)
+    del module
+    gc.collect()
 
     def compared(graph: Graph, told: str) -> list[dict[str, Any]]:
-        outcomes = verify(graph, recipe, module, table, example, lambda outcome: listener.outcome(told, outcome))
+        outcomes = verify(graph, reference, lambda outcome: listener.outcome(told, outcome))
         return [outcome.to_json() for outcome in outcomes]
 
     outcomes = compared(open_graph(graph), recipe.component)

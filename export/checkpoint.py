@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from lora_edge.errors import CheckpointError, first_line
 from lora_edge.export.recipes import RECIPES, Recipe
+from lora_edge.export.stored import precision, widen_small
 from lora_edge.jsonfile import read_object
 
 
@@ -21,16 +23,28 @@ class Part:
     folder: Path
     config: Mapping[str, Any]
 
-    def load(self) -> nn.Module:
-        """The module in float32.
+    def load(self, dtype: torch.dtype | None = torch.float32) -> nn.Module:
+        """The module, everything in it in one precision; None for that of the files.
 
         Raises:
             CheckpointError: its weights cannot be read.
         """
         try:
-            return self.recipe.load(self.class_name, str(self.folder))
+            return self.recipe.load(self.class_name, str(self.folder), dtype or precision(self.folder))
         except Exception as error:
             raise CheckpointError(f"the weights in {self.folder} cannot be loaded: {first_line(error)}") from error
+
+    def load_stored(self) -> nn.Module:
+        """The module in float32, but for the weights of Linear and Conv2d, which are as the checkpoint stores them.
+
+        Raises:
+            CheckpointError: its weights cannot be read.
+        """
+        module = self.load(None)
+        if any(buffer.is_floating_point() for buffer in module.buffers()):
+            return self.load()  # computed, not stored, and in half precision computed wrong
+        widen_small(module)
+        return module
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -77,10 +78,15 @@ def _positions(wrapped: nn.Module, module: nn.Module, example: tuple[Tensor, ...
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear)
     ]
-    state = {name: tensor.to("meta") for name, tensor in [*wrapped.named_parameters(), *wrapped.named_buffers()]}
+    state = {name: _shape(tensor) for name, tensor in [*wrapped.named_parameters(), *wrapped.named_buffers()]}
     try:
         functional_call(wrapped, state, tuple(tensor.to("meta") for tensor in example))
     finally:
         for hook in hooks:
             hook.remove()
     return seen
+
+
+def _shape(tensor: Tensor) -> Tensor:
+    """What computing needs on the meta device; a weight may be stored in half precision."""
+    return torch.empty_like(tensor, device="meta", dtype=torch.float32 if tensor.is_floating_point() else tensor.dtype)

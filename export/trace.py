@@ -5,6 +5,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from functools import partial
 
 import onnx_ir as ir
 import torch
@@ -13,6 +14,7 @@ from torch.export import ExportedProgram
 
 from lora_edge.errors import ExportError, first_line
 from lora_edge.export.recipes import Port, Recipe
+from lora_edge.export.stored import blank
 
 OPSET = 23  # the first with fused Attention; GroupNormalization came with 21
 
@@ -22,13 +24,13 @@ def capture(recipe: Recipe, module: nn.Module, example: tuple[Tensor, ...]) -> E
 
     Args:
         recipe: names of the ports and their free axes.
-        module: float32, in eval mode.
+        module: in eval mode; its weights may be in another precision than float32, which the graph is in.
         example: one tensor per input; two rows at least, since a row of 1 would be traced as a constant.
 
     Raises:
         ExportError: torch cannot trace the module.
     """
-    wrapped = recipe.wrap(module).eval()
+    wrapped = recipe.wrap(blank(module)).eval()
     free = {port.name: dict.fromkeys(port.free, torch.export.Dim.DYNAMIC) for port in recipe.inputs}
     try:
         with _quiet(), torch.no_grad():
@@ -58,6 +60,7 @@ def trace(recipe: Recipe, module: nn.Module, program: ExportedProgram) -> ir.Mod
     _name_ports(model.graph.inputs, recipe.inputs)
     _name_ports(model.graph.outputs, recipe.outputs(module))
     _name_parameters(model.graph, recipe)
+    _fill(model.graph, recipe, module)
     return model
 
 
@@ -73,6 +76,23 @@ def _name_parameters(graph: ir.Graph, recipe: Recipe) -> None:
         name = value.name or ""
         if name.startswith("model."):  # the wrapper's only attribute
             value.name = recipe.canonical(name.removeprefix("model."))
+
+
+def _fill(graph: ir.Graph, recipe: Recipe, module: nn.Module) -> None:
+    """Weights are made float32 when they are written, one at a time."""
+    for name, parameter in module.named_parameters():
+        value = graph.initializers.get(recipe.canonical(name))
+        if value is not None and parameter.dtype != torch.float32:
+            value.const_value = ir.LazyTensor(
+                partial(_widened, parameter.detach()),
+                dtype=ir.DataType.FLOAT,
+                shape=ir.Shape(parameter.shape),
+                name=value.name,
+            )
+
+
+def _widened(stored: Tensor) -> ir.TensorProtocol:
+    return ir.tensor(stored.float().numpy())
 
 
 @contextlib.contextmanager

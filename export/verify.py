@@ -1,7 +1,7 @@
 """The exported graph against the torch module it was made from, before anyone sees the bundle."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lora_edge.arrays import FloatArray
+from lora_edge.arrays import Array, FloatArray
 from lora_edge.errors import VerificationError
 from lora_edge.export.recipes import Recipe
+from lora_edge.export.stored import LAYERS
 from lora_edge.forms import Bias, ComponentForms, Form, Gain, LowRank, NormDelta
 from lora_edge.graph import Graph
 from lora_edge.mix import Mix
-from lora_edge.slots import Slot, SlotTable
+from lora_edge.slots import SlotTable
 
 BOUND = 2e-5  # largest error, relative to the output's largest value
+BLOCK = 1 << 17  # float64 elements of a weight that are computed at a time: 1 MB
 
 
 Axis: TypeAlias = Literal["in", "out"] | None
@@ -62,134 +64,122 @@ CASES = (
     Case("rank 4 with gains over inputs, biases and norms", (4,), gain="in"),
     Case("ranks 4 and 8 with gains over outputs, biases and norms, 2 rows", (4, 8), rows=2, gain="out"),
 )
+PLAIN, OFF = Case("2 rows", rows=2), Case("a multiplier of 0", (16,), rows=2)
 
 
-def verify(
-    graph: Graph,
-    recipe: Recipe,
-    module: nn.Module,
-    table: SlotTable,
-    example: tuple[Tensor, ...],
-    report: Callable[[Outcome], None] = lambda outcome: None,
-) -> list[Outcome]:
+def verify(graph: Graph, reference: "Reference", report: Callable[[Outcome], None] = lambda _: None) -> list[Outcome]:
     """Compare in every case that the component has (those without slots have the first two).
 
     Args:
         graph: the exported component, opened by the caller.
-        recipe: how it was traced.
-        module: what it was traced from.
-        table: its slots.
-        example: inputs of two rows.
+        reference: what torch computes.
         report: called with each outcome as it is known.
 
     Raises:
         VerificationError: an error above `BOUND`, or a multiplier of 0 that changes a bit.
     """
-    bench = _Bench(graph, recipe, module, table)
     outcomes = []
-    for case in CASES:
-        if case.ranks and not table.slots:
-            continue
-        outcome = bench.compare(case, tuple(tensor[: case.rows] for tensor in example))
+    for case, expected in reference.expected.items():
+        got = graph.run(reference.feeds(case))
+        outcome = max((_outcome(case, got[name], array) for name, array in expected.items()), key=_relative)
         report(outcome)
         outcomes.append(outcome)
         if not outcome.relative <= BOUND:
             raise VerificationError(
-                f"the exported {recipe.component} differs from torch by {outcome.relative:.1e} of its largest value "
+                f"the exported {reference.component} differs from torch by {outcome.relative:.1e} of its largest value "
                 f"({case.name}); at most {BOUND:.0e} is allowed, so nothing was written"
             )
-    if table.slots:
-        bench.check_zero(example)
+    if reference.table.slots:
+        base, held = graph.run(reference.feeds(PLAIN)), graph.run(reference.feeds(OFF, multiplier=0.0))
+        for name in base:
+            if not np.array_equal(base[name], held[name]):
+                raise VerificationError(f"a multiplier of 0 changes {name} of the exported {reference.component}")
     return outcomes
 
 
-class _Bench:
-    def __init__(self, graph: Graph, recipe: Recipe, module: nn.Module, table: SlotTable) -> None:
-        self.graph, self.table = graph, table
-        self.wrapped = recipe.wrap(module)
-        self.names = [port.name for port in recipe.inputs]
-        self.outputs = [port.name for port in recipe.outputs(module)]
-        self.parameters = {
-            recipe.canonical(name.removeprefix("model.")): (name, parameter.detach())
-            for name, parameter in self.wrapped.named_parameters()
-        }
-        self.norms = {
-            f"{norm}.{leaf}": self.parameters[f"{norm}.{leaf}"][1].numpy()
-            for norm in table.norms
-            for leaf in ("weight", "bias")
-        }
+def _outcome(case: Case, got: Array, expected: FloatArray) -> Outcome:
+    return Outcome(case.name, float(np.abs(got - expected).max()), float(np.abs(expected).max()))
 
-    def compare(self, case: Case, inputs: tuple[Tensor, ...]) -> Outcome:
+
+def _relative(outcome: Outcome) -> float:
+    return outcome.relative if outcome.relative == outcome.relative else np.inf  # what is no number is the worst
+
+
+class Reference:
+    """What torch computes in every case, with weights changed as `lora_edge.forms` defines it.
+
+    It is computed at once, and the module is not kept: two models' weights would not fit into memory.
+
+    Args:
+        recipe: how the component was traced.
+        module: what it was traced from, see `Part.load_stored`.
+        table: its slots.
+        example: inputs of two rows.
+
+    Attributes:
+        component: its name.
+        expected: case -> output -> [rows, ...] float32.
+    """
+
+    def __init__(self, recipe: Recipe, module: nn.Module, table: SlotTable, example: tuple[Tensor, ...]) -> None:
+        self.component, self.table = recipe.component, table
+        self._inputs = {port.name: tensor for port, tensor in zip(recipe.inputs, example, strict=True)}
+        wrapped = recipe.wrap(module)
+        held = {
+            recipe.canonical(name.removeprefix("model.")): (name, parameter.detach())
+            for name, parameter in wrapped.named_parameters()
+        }
+        self._spreads = {slot.name: float(held[f"{slot.name}.weight"][1].float().std()) or 1.0 for slot in table}
+        norms = (f"{norm}.{leaf}" for norm in table.norms for leaf in ("weight", "bias"))
+        self._norms = {name: held[name][1].numpy() for name in norms}
+        outputs = [port.name for port in recipe.outputs(module)]
+        self.expected: dict[Case, dict[str, FloatArray]] = {}
+        for case in CASES:
+            if case.ranks and not table.slots:
+                continue
+            parts, multipliers = self._adapters(case)
+            whole = len(multipliers) == 1
+            rows = [
+                _torch(
+                    wrapped,
+                    held,
+                    table,
+                    list(zip(numbers, parts, strict=True)),
+                    tuple(tensor[: case.rows] if whole else tensor[row : row + 1] for tensor in example),
+                )
+                for row, numbers in enumerate(multipliers.tolist())
+            ]
+            self.expected[case] = {
+                name: np.concatenate([row[index] for row in rows]) for index, name in enumerate(outputs)
+            }
+
+    def feeds(self, case: Case, multiplier: float | None = None) -> dict[str, Array]:
+        """Graph inputs of a case, all multipliers replaced by the one given."""
+        plain: dict[str, Array] = {name: tensor[: case.rows].numpy() for name, tensor in self._inputs.items()}
+        if not case.ranks:
+            return plain
+        parts, multipliers = self._adapters(case)
+        given = multipliers if multiplier is None else np.full((1, len(parts)), multiplier, np.float32)
+        return plain | Mix(self.table, parts, self._norms).feeds(given)
+
+    def _adapters(self, case: Case) -> tuple[list[ComponentForms], FloatArray]:
+        """The adapters of a case, the same every time, and their multipliers [rows, or 1 for all of them, adapters]."""
         random = np.random.default_rng(case.rows + sum(case.ranks))
         parts = [self._adapter(rank, case.gain, random) for rank in case.ranks]
-        multipliers = random.uniform(0.4, 1.0, (1 if case.gain else case.rows, len(parts))).astype(np.float32)
-        feeds = self._feeds(inputs) | (Mix(self.table, parts, self.norms).feeds(multipliers) if parts else {})
-        got = self.graph.run(feeds)
-        rows = [
-            self._torch(parts, multipliers[min(row, len(multipliers) - 1)], tuple(t[row : row + 1] for t in inputs))
-            for row in range(case.rows)
-        ]
-        worst = Outcome(case.name, 0.0, 1.0)
-        for index, name in enumerate(self.outputs):
-            expected = np.concatenate([row[index] for row in rows])
-            error = float(np.abs(got[name] - expected).max())
-            outcome = Outcome(case.name, error, float(np.abs(expected).max()))
-            worst = worst if worst.relative > outcome.relative else outcome
-        return worst
-
-    def check_zero(self, inputs: tuple[Tensor, ...]) -> None:
-        """A multiplier of 0 gives the base, bit for bit."""
-        part = self._adapter(16, None, np.random.default_rng(0))
-        off = Mix(self.table, [part]).feeds(np.zeros((1, 1), np.float32))
-        base = self.graph.run(self._feeds(inputs))
-        held = self.graph.run(self._feeds(inputs) | off)
-        for name in self.outputs:
-            if not np.array_equal(base[name], held[name]):
-                raise VerificationError(f"a multiplier of 0 changes {name} of the exported {self.table.component}")
-
-    def _feeds(self, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
-        return {name: tensor.numpy() for name, tensor in zip(self.names, inputs, strict=True)}
-
-    def _torch(
-        self, parts: Sequence[ComponentForms], multipliers: FloatArray, inputs: tuple[Tensor, ...]
-    ) -> list[FloatArray]:
-        """One row through torch, with parameters changed as `lora_edge.forms` defines it."""
-        numbers = [float(number) for number in multipliers]
-        small: dict[str, Tensor] = {}
-        with contextlib.ExitStack() as hooks:
-            for slot in self.table:
-                forms = [
-                    (m, form) for m, part in zip(numbers, parts, strict=True) for form in part.slots.get(slot.name, ())
-                ]
-                name, weight = self.parameters[f"{slot.name}.weight"]
-                layer = self.wrapped.get_submodule(name.removesuffix(".weight"))
-                if forms:
-                    hooks.enter_context(changed_while_used(layer, partial(_changed_weight, slot, weight, forms)))
-                for m, form in forms:
-                    if isinstance(form, Bias):
-                        name, bias = self.parameters[f"{slot.name}.bias"]
-                        small[name] = small.get(name, bias) + m * torch.from_numpy(form.delta)
-            for m, part in zip(numbers, parts, strict=True):
-                for norm, delta in part.norms.items():
-                    for leaf, array in (("weight", delta.weight), ("bias", delta.bias)):
-                        name, base = self.parameters[f"{norm}.{leaf}"]
-                        small[name] = small.get(name, base) + m * torch.from_numpy(array)
-            with torch.no_grad():
-                outputs = functional_call(self.wrapped, small, inputs)
-        return [tensor.numpy() for tensor in (outputs if isinstance(outputs, tuple) else (outputs,))]
+        rows = 1 if case.gain or not case.ranks else case.rows
+        return parts, random.uniform(0.4, 1.0, (rows, len(parts))).astype(np.float32)
 
     def _adapter(self, rank: int, gain: Axis, random: np.random.Generator) -> ComponentForms:
         """A random adapter on every slot whose update is a fifth of the weight's own spread: larger ones make the
         network chaotic, and torch in float32 would then differ from torch in float64."""
 
         def normal(*shape: int, scale: float) -> FloatArray:
-            return (random.standard_normal(shape) * scale).astype(np.float32)
+            return random.standard_normal(shape, dtype=np.float32) * np.float32(scale)
 
         slots: dict[str, tuple[Form, ...]] = {}
         for slot in self.table:
-            spread = float(self.parameters[f"{slot.name}.weight"][1].std()) or 1.0
             down = normal(slot.patch, rank, scale=slot.patch**-0.5)
-            up = normal(rank, slot.out_features, scale=0.2 * spread * (slot.patch / rank) ** 0.5)
+            up = normal(rank, slot.out_features, scale=0.2 * self._spreads[slot.name] * (slot.patch / rank) ** 0.5)
             forms: list[Form] = [LowRank(down, up, scale=0.5)]
             if gain:
                 width = slot.in_features if gain == "in" else slot.out_features
@@ -202,6 +192,39 @@ class _Bench:
             if gain
         }
         return ComponentForms(slots, norms)
+
+
+Held: TypeAlias = Mapping[str, tuple[str, Tensor]]  # contract name -> name in the module, value
+
+
+def _torch(
+    wrapped: nn.Module,
+    held: Held,
+    table: SlotTable,
+    parts: Sequence[tuple[float, ComponentForms]],
+    inputs: tuple[Tensor, ...],
+) -> list[FloatArray]:
+    """A module's outputs with its parameters changed by adapters at these multipliers."""
+    forms = {slot.name: [(m, form) for m, part in parts for form in part.slots.get(slot.name, ())] for slot in table}
+    small: dict[str, Tensor] = {}
+    for slot in table:
+        for m, form in forms[slot.name]:
+            if isinstance(form, Bias):
+                name, bias = held[f"{slot.name}.bias"]
+                small[name] = small.get(name, bias) + m * torch.from_numpy(form.delta)
+    for m, part in parts:
+        for norm, delta in part.norms.items():
+            for leaf, array in (("weight", delta.weight), ("bias", delta.bias)):
+                name, base = held[f"{norm}.{leaf}"]
+                small[name] = small.get(name, base) + m * torch.from_numpy(array)
+    changes = {held[f"{name}.weight"][0].removesuffix(".weight"): given for name, given in forms.items()}
+    with contextlib.ExitStack() as hooks, torch.no_grad():
+        for name, layer in wrapped.named_modules():
+            if isinstance(layer, LAYERS):
+                changed = partial(_changed_weight, layer.weight.detach(), changes.get(name, []))
+                hooks.enter_context(changed_while_used(layer, changed))
+        outputs = functional_call(wrapped, small, inputs)
+    return [tensor.numpy() for tensor in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
 
 @contextlib.contextmanager
@@ -224,16 +247,26 @@ def changed_while_used(layer: nn.Module, changed: Callable[[], Tensor]) -> Itera
             handle.remove()
 
 
-def _changed_weight(slot: Slot, weight: Tensor, forms: list[tuple[float, Form]]) -> Tensor:
-    """W' of `lora_edge.forms`, computed in float64 and rounded once."""
-    spread = {"in": (1, -1), "out": (-1, 1)}
-    gain: Tensor | float = 1.0
-    delta = torch.zeros(weight.shape, dtype=torch.float64)
+def _changed_weight(weight: Tensor, forms: Sequence[tuple[float, Form]]) -> Tensor:
+    """W' of `lora_edge.forms`, computed in float64 and rounded once to float32.
+
+    A few output channels at a time, so that float64 stays within the processor's cache.
+    """
+    if not forms:
+        return weight.float()
+    lanes = [(m * form.scale, form) for m, form in forms if isinstance(form, LowRank)]
+    down = torch.cat([torch.from_numpy(form.down) for _, form in lanes], 1).double().T  # [lanes, patch]
+    up = torch.cat([m * torch.from_numpy(form.up).double() for m, form in lanes]).T  # [out, lanes]
+    excess = {"in": torch.zeros(1, len(weight[0]), dtype=torch.float64), "out": torch.zeros(len(weight), 1)}
     for m, form in forms:
         if isinstance(form, Gain):
-            excess = (torch.from_numpy(form.values).double() - 1).reshape(spread[form.axis] + (1,) * (weight.dim() - 2))
-            gain = gain + m * excess
-        elif isinstance(form, LowRank):
-            update = torch.from_numpy(form.down).double() @ torch.from_numpy(form.up).double()
-            delta += m * form.scale * update.T.reshape(weight.shape)
-    return (weight.double() * gain + delta).float()
+            change = m * (torch.from_numpy(form.values).double() - 1)
+            excess[form.axis] = excess[form.axis] + change.reshape(excess[form.axis].shape)
+    patch = excess["in"].repeat_interleave(weight[0, 0].numel(), 1)
+    flat = weight.reshape(len(weight), -1)
+    made = torch.empty(flat.shape)
+    for rows in torch.arange(len(flat)).split(max(1, BLOCK // flat.shape[1])):
+        at = slice(int(rows[0]), int(rows[-1]) + 1)
+        block = flat[at].double()
+        made[at] = (block * (1 + patch + excess["out"][at])).addmm_(up[at], down)
+    return made.reshape(weight.shape)

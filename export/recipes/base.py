@@ -27,7 +27,7 @@ class Recipe:
         component: name in the bundle.
         folder: name in the checkpoint folder.
         classes: class names in `model_index.json` that this recipe reads.
-        load: class name, folder -> float32 module in eval mode.
+        load: class name, folder, precision -> module in eval mode.
         wrap: module -> module whose forward takes and returns the ports in order.
         inputs: graph inputs in order.
         outputs: module -> names of the graph outputs in order.
@@ -42,7 +42,7 @@ class Recipe:
     component: str
     folder: str
     classes: tuple[str, ...]
-    load: Callable[[str, str], nn.Module]
+    load: Callable[[str, str, torch.dtype], nn.Module]
     wrap: Callable[[nn.Module], nn.Module]
     inputs: tuple[Port, ...]
     outputs: Callable[[nn.Module], tuple[Port, ...]]

@@ -22,11 +22,11 @@ class _Traced(nn.Module):
         return (out.last_hidden_state, pooled, *out.hidden_states)
 
 
-def _load(class_name: str, folder: str) -> nn.Module:
+def _load(class_name: str, folder: str, dtype: torch.dtype) -> nn.Module:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    model: nn.Module = getattr(transformers, class_name).from_pretrained(folder, dtype=torch.float32)
+    model: nn.Module = getattr(transformers, class_name).from_pretrained(folder, dtype=dtype)
     return model.eval()
 
 

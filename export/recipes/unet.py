@@ -28,10 +28,10 @@ class _Traced(nn.Module):
         return out
 
 
-def _load(class_name: str, folder: str) -> nn.Module:
+def _load(class_name: str, folder: str, dtype: torch.dtype) -> nn.Module:
     from diffusers import UNet2DConditionModel
 
-    model: nn.Module = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32)
+    model: nn.Module = UNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype)
     return model.eval()
 
 

@@ -29,10 +29,10 @@ class _Encoder(nn.Module):
         return out
 
 
-def _load(class_name: str, folder: str) -> nn.Module:
+def _load(class_name: str, folder: str, dtype: torch.dtype) -> nn.Module:
     from diffusers import AutoencoderKL
 
-    model: nn.Module = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    model: nn.Module = AutoencoderKL.from_pretrained(folder, torch_dtype=dtype)
     return model.eval()
 
 
