@@ -59,8 +59,10 @@ def write_program(
     _clean(program)
     held = _rename(program, recipe)
     places = {name: place for name, tensor in held.items() if (place := _place(model, table, name, tensor))}
+    stored = {recipe.canonical(name): parameter for name, parameter in module.named_parameters()}
     program._state_dict = {
-        name: _elsewhere(tensor) if name in places else tensor for name, tensor in program._state_dict.items()
+        name: _elsewhere(tensor) if name in places else _whole(stored.get(name, tensor))
+        for name, tensor in program._state_dict.items()
     }
     try:
         with warnings.catch_warnings():
@@ -165,6 +167,12 @@ def _rename(program: ExportedProgram, recipe: Recipe) -> dict[str, Tensor]:
 def _elsewhere(tensor: Tensor) -> Tensor:
     shape = tensor.detach().to("meta")
     return nn.Parameter(shape, requires_grad=False) if isinstance(tensor, nn.Parameter) else shape
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The values themselves: tracing has seen shapes alone, and the module may hold them in half precision."""
+    full = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
+    return nn.Parameter(full, requires_grad=False) if isinstance(tensor, nn.Parameter) else full
 
 
 def _place(model: ir.Model, table: SlotTable, name: str, tensor: Tensor) -> dict[str, Any] | None:

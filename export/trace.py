@@ -11,8 +11,10 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.onnx import OnnxExporterError
 
 from lora_edge.errors import ExportError, first_line
+from lora_edge.export.direct import direct
 from lora_edge.export.recipes import Port, Recipe
 from lora_edge.export.stored import blank
 
@@ -50,18 +52,27 @@ def trace(recipe: Recipe, module: nn.Module, program: ExportedProgram) -> ir.Mod
     """
     try:
         with _quiet(), torch.no_grad():
-            exported = torch.onnx.export(
-                program, args=(), dynamo=True, opset_version=OPSET, optimize=False, verbose=False
-            )
+            model = _translated(program)
     except Exception as error:
         raise ExportError(f"torch could not trace the {recipe.component}: {first_line(error)}") from error
-    assert exported is not None
-    model = exported.model
     _name_ports(model.graph.inputs, recipe.inputs)
     _name_ports(model.graph.outputs, recipe.outputs(module))
     _name_parameters(model.graph, recipe)
     _fill(model.graph, recipe, module)
     return model
+
+
+def _translated(program: ExportedProgram) -> ir.Model:
+    if (plain := direct(program)) is not None:
+        with contextlib.suppress(OnnxExporterError):  # an operator has no ONNX: decomposed, it may have
+            return _exported(plain)
+    return _exported(program)
+
+
+def _exported(program: ExportedProgram) -> ir.Model:
+    made = torch.onnx.export(program, args=(), dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
+    assert made is not None
+    return made.model
 
 
 def _name_ports(values: "list[ir.Value]", ports: tuple[Port, ...]) -> None:
