@@ -119,9 +119,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of the tiny model; tests must not write into it."""
+    """The bundle of the tiny model, programs for torch too; tests must not write into it."""
     folder: Path = tmp_path_factory.mktemp("bundle") / "tiny"
-    made: Bundle = lora_edge.export(tiny_model, folder)
+    made: Bundle = lora_edge.export(tiny_model, folder, torch=True)
     assert made.folder == folder
     return folder
 
