@@ -52,7 +52,7 @@ def trace(recipe: Recipe, module: nn.Module, program: ExportedProgram) -> ir.Mod
     """
     try:
         with _quiet(), torch.no_grad():
-            model = _translated(program)
+            model = translated(program)
     except Exception as error:
         raise ExportError(f"torch could not trace the {recipe.component}: {first_line(error)}") from error
     _name_ports(model.graph.inputs, recipe.inputs)
@@ -62,7 +62,8 @@ def trace(recipe: Recipe, module: nn.Module, program: ExportedProgram) -> ir.Mod
     return model
 
 
-def _translated(program: ExportedProgram) -> ir.Model:
+def translated(program: ExportedProgram) -> ir.Model:
+    """ONNX of a program, decomposed only where it must be; raises what torch raises."""
     if (plain := direct(program)) is not None:
         with contextlib.suppress(OnnxExporterError):  # an operator has no ONNX: decomposed, it may have
             return _exported(plain)

@@ -221,7 +221,7 @@ def _torch(
     with contextlib.ExitStack() as hooks, torch.no_grad():
         for name, layer in wrapped.named_modules():
             if isinstance(layer, LAYERS):
-                changed = partial(_changed_weight, layer.weight.detach(), changes.get(name, []))
+                changed = partial(changed_weight, layer.weight.detach(), changes.get(name, []))
                 hooks.enter_context(changed_while_used(layer, changed))
         outputs = functional_call(wrapped, small, inputs)
     return [tensor.numpy() for tensor in (outputs if isinstance(outputs, tuple) else (outputs,))]
@@ -247,7 +247,7 @@ def changed_while_used(layer: nn.Module, changed: Callable[[], Tensor]) -> Itera
             handle.remove()
 
 
-def _changed_weight(weight: Tensor, forms: Sequence[tuple[float, Form]]) -> Tensor:
+def changed_weight(weight: Tensor, forms: Sequence[tuple[float, Form]]) -> Tensor:
     """W' of `lora_edge.forms`, computed in float64 and rounded once to float32.
 
     A few output channels at a time, so that float64 stays within the processor's cache.
