@@ -11,7 +11,7 @@ from lora_edge.errors import AdapterError
 from lora_edge.ortadapter import read_onnx_adapter
 from lora_edge.ortfile import is_ort_adapter
 from lora_edge.pack import is_pack, read_pack
-from lora_edge.tensorfile import read_header
+from lora_edge.tensorfile import read_strings
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def open_adapter(
 
 def _is_pack_file(path: Path) -> bool:
     try:
-        return path.is_file() and is_pack(read_header(path).metadata)
+        return path.is_file() and is_pack(read_strings(path))
     except AdapterError:
         return False  # what is wrong with it is for its own reader to say
 

@@ -5,6 +5,7 @@ computed any more: reading a pack is checking it.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from lora_edge.errors import (
     UnknownKind,
 )
 from lora_edge.packhead import FORMAT, KEY, READABLE_FORMATS, Head, Part, Source
+from lora_edge.packquick import read_quick
 from lora_edge.ports import Ports, forms_of, has_lanes, inputs, ports_of, refuse_beyond, short
 from lora_edge.slots import ABI_VERSION, SlotTable
 from lora_edge.tensorfile import TensorFile
@@ -132,6 +134,8 @@ def read_pack(
         ComponentMissing: the bundle has no such component.
     """
     path = Path(path)
+    if component is None and (quick := _quick(path, bundle, max_bytes)):
+        return quick
     file = TensorFile.open(path)
     head = _head(file, bundle)
     try:
@@ -149,9 +153,28 @@ def read_pack(
         for tensor in held[name].values()
     }
     applied = tuple(name for name in file.names if name not in unused)
-    metadata = {key: value for key, value in file.metadata.items() if key != KEY}
-    name = path.name.removesuffix(SUFFIX).removesuffix(".safetensors")
-    return Adapter(name, head.kinds, parts, metadata, Report(applied, unused), path, _embeddings(words))
+    report = Report(applied, unused)
+    return Adapter(_called(path), head.kinds, parts, _others(file.metadata), report, path, _embeddings(words))
+
+
+def _quick(path: Path, bundle: Bundle, max_bytes: int | None) -> Adapter | None:
+    """A pack of this bundle that can be read in one go; None for all others."""
+    tables = {table.component: table for table in bundle.tables}
+    quick = read_quick(path, tables, prefixes(bundle.tables), math.inf if max_bytes is None else max_bytes)
+    if quick is None or quick.head.source.fingerprint != bundle.fingerprint:
+        return None
+    if quick.head.format not in READABLE_FORMATS or quick.head.abi not in READABLE_ABIS:
+        return None
+    report = Report(quick.names)
+    return Adapter(_called(path), quick.head.kinds, quick.parts, _others(quick.metadata), report, path)
+
+
+def _called(path: Path) -> str:
+    return path.name.removesuffix(SUFFIX).removesuffix(".safetensors")
+
+
+def _others(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in metadata.items() if key != KEY}
 
 
 def chosen_parts(held: Mapping[str, Any], bundle: Bundle, component: str | None, strict: bool) -> tuple[str, ...]:

@@ -165,10 +165,7 @@ def runs_of(table: SlotTable, scales: FloatArray, ranks: IntArray) -> dict[str, 
 
 def _forms(slot: Slot, ports: Ports) -> Iterator[Form]:
     if slot.name in ports.runs:
-        down, up, start = ports.read(slot.port("down")), ports.read(slot.port("up")), 0
-        for lanes, scale in ports.runs[slot.name]:
-            own = slice(start, start := start + lanes)
-            yield LowRank(np.ascontiguousarray(down[:, own]), np.ascontiguousarray(up[own]), scale)
+        yield from lanes_of(ports.read(slot.port("down")), ports.read(slot.port("up")), ports.runs[slot.name])
     for axis in AXES:
         port = slot.port(f"gain_{axis}")
         if port in ports.shapes:
@@ -176,6 +173,17 @@ def _forms(slot: Slot, ports: Ports) -> Iterator[Form]:
             yield Gain(axis, np.array(np.broadcast_to(ports.read(port), (features,))))
     if slot.port("bias") in ports.shapes:
         yield Bias(ports.read(slot.port("bias")))
+
+
+def lanes_of(down: FloatArray, up: FloatArray, runs: Runs) -> Iterator[LowRank]:
+    """The lanes of one slot, cut where their base scale changes; a single run is taken as it lies."""
+    if len(runs) == 1:
+        yield LowRank(down, up, runs[0][1])
+        return
+    start = 0
+    for lanes, scale in runs:
+        own = slice(start, start := start + lanes)
+        yield LowRank(np.ascontiguousarray(down[:, own]), np.ascontiguousarray(up[own]), scale)
 
 
 def _norm_ports(norm: str) -> tuple[str, str]:

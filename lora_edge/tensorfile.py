@@ -16,10 +16,10 @@ import numpy as np
 
 from lora_edge.arrays import Array, FloatArray
 from lora_edge.errors import AdapterFileDamaged, LoraEdgeError
-from lora_edge.tensorheader import DTYPES, MAX_AXES, MAX_BYTES, Entry, Header, Wrong, parse
+from lora_edge.tensorheader import DTYPES, MAX_AXES, MAX_BYTES, Entry, Header, Wrong, leading_strings, parse
 
 __all__ = ["CODED", "DTYPES", "FOREIGN", "MAX_AXES", "MAX_BYTES", "MAX_HEADER", "Entry", "Header", "TensorFile"]
-__all__ += ["data_sha256", "read_header"]
+__all__ += ["data_sha256", "read_header", "read_strings"]
 
 MAX_HEADER = 100_000_000  # bytes; the bound of the reference implementation
 
@@ -138,6 +138,19 @@ def read_header(path: str | Path, error: type[LoraEdgeError] = AdapterFileDamage
             return _header(file, path, error)
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror or reason}") from reason
+
+
+def read_strings(path: str | Path, error: type[LoraEdgeError] = AdapterFileDamaged) -> Mapping[str, str]:
+    """The header's strings; where they stand first, nothing else is looked at. Raises as `read_header`."""
+    path = Path(path)
+    try:
+        with _opened(path, error) as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length <= MAX_HEADER:
+                return leading_strings(file.read(length))
+    except (OSError, ValueError, RecursionError, Wrong):
+        pass  # read in order then, and refused if need be
+    return read_header(path, error).metadata
 
 
 def data_sha256(path: str | Path) -> str:

@@ -85,6 +85,22 @@ def parse(text: bytes, size: int) -> Header:
     return Header(entries, metadata, start)
 
 
+def leading_strings(text: bytes) -> dict[str, str]:
+    """The metadata of a header in which it stands first, as writers put it; the rest is not looked at.
+
+    Raises:
+        Wrong, ValueError, RecursionError: it does not, or is broken.
+    """
+    if len(text) > MAX_WIDE and not text.isascii():
+        raise Wrong(f"has a header of {len(text)} bytes beyond ASCII; at most {MAX_WIDE} are read")
+    decoded = _Json(str(text, "utf-8"))
+    decoded.take("{")
+    if decoded.string() != METADATA:
+        raise Wrong("has other entries before its metadata")
+    decoded.take(":")
+    return _strings(decoded)
+
+
 class _Json:
     """A text and the place in it that has been read."""
 

@@ -1,0 +1,169 @@
+"""Packs as `write_pack` writes them, read in the time that it takes to copy their bytes.
+
+A pack of lanes alone is told whole by its own description: names, shapes and places of its tensors follow from it. So
+its header is written again out of the description, and where that gives the file's own bytes nothing is left to check
+of them. The data comes in one piece, in memory of our own (a map would follow whatever is done to the file, and end the
+process where it is cut), and is converted and checked in pieces that stay in the processor's cache, while the header
+is being looked at. Everything else about a pack is for `lora_edge.pack` to read, and to refuse.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import FileIO
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from lora_edge.arrays import Array, FloatArray
+from lora_edge.forms import ComponentForms, Form
+from lora_edge.packhead import KEY, Head
+from lora_edge.ports import lanes_of
+from lora_edge.slots import SlotTable
+from lora_edge.tensorheader import DTYPES, Wrong, leading_strings
+from lora_edge.tools.write import Tensor, header
+
+STORED: Mapping[str, str] = {"fp16": "F16", "fp32": "F32"}
+MAX_HEADER = 8 << 20  # bytes; a pack of SDXL with every layer has 1 MB
+PIECE = 1 << 17  # numbers: 512 kB as float32, which a processor's cache holds
+
+INFINITE = 0x7C00  # bits of float16, without the sign, from which on they are no number
+KEPT = np.int32(-0x70000001)
+REBIAS = np.float32(2.0**112)
+
+Shapes = dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Quick:
+    """A pack that holds lanes alone, its header known to be in order.
+
+    Attributes:
+        head: its description.
+        metadata: the header's strings.
+        names: of its tensors, in the order of the file.
+        parts: component -> what it changes there.
+    """
+
+    head: Head
+    metadata: Mapping[str, str]
+    names: tuple[str, ...]
+    parts: Mapping[str, ComponentForms]
+
+
+def read_quick(path: Path, tables: Mapping[str, SlotTable], marks: Mapping[str, str], max_bytes: float) -> Quick | None:
+    """A pack of lanes alone; None for whatever is not quite as `write_pack` writes it, is too large, or not finite.
+
+    Args:
+        path: of the file.
+        tables: of every component of the bundle that takes adapters.
+        marks: what the names of a component's tensors begin with, see `lora_edge.pack.prefixes`.
+        max_bytes: the most that it may take in memory.
+    """
+    try:
+        with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as other:
+            length = int.from_bytes(file.read(8), "little")
+            size = os.fstat(file.fileno()).st_size - 8 - length
+            if not 2 <= length <= MAX_HEADER or size <= 0:
+                return None
+            text = file.read(length)
+            half = b'"dtype":"F16"' in text
+            if size * (2 if half else 1) > max_bytes:
+                return None
+            data = np.empty(size // (2 if half else 4), np.float32)
+            filled = other.submit(_halves if half else _singles, file, data)
+            made = _described(text, size, tables, marks)
+            if made is None or (made[0].dtype == "fp16") != half:
+                return None
+            head, metadata, shapes = made
+            held = _views(shapes, data)
+            if not filled.result():
+                return None
+            return Quick(head, metadata, tuple(shapes), _parts(head, tables, held))  # may copy, so not before
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, Wrong):
+        return None  # lora_edge.pack says what is wrong
+
+
+def _described(
+    text: bytes, size: int, tables: Mapping[str, SlotTable], marks: Mapping[str, str]
+) -> tuple[Head, dict[str, str], Shapes] | None:
+    """Description, strings and tensors in file order, if the header is what they make it."""
+    metadata = leading_strings(text)
+    head = Head.parse(json.loads(metadata[KEY]))
+    shapes: Shapes = {}
+    for component, part in head.parts.items():
+        table = tables[component]
+        if part.prefix != marks[component] or list(part.runs) != [
+            slot.name for slot in table if slot.name in part.runs
+        ]:
+            return None
+        for name, runs in part.runs.items():
+            slot, rank = table.by_name[name], sum(lanes for lanes, _ in runs)
+            shapes[part.prefix + slot.port("down")] = slot.patch, rank
+            shapes[part.prefix + slot.port("up")] = rank, slot.out_features
+    dtype = STORED[head.dtype]
+    shapes = dict(sorted(shapes.items()))
+    if DTYPES[dtype].itemsize * sum(map(math.prod, shapes.values())) != size:
+        return None
+    tensors = {name: Tensor(dtype, shape, _never) for name, shape in shapes.items()}
+    return (head, metadata, shapes) if header(list(tensors), tensors, metadata)[8:] == text else None
+
+
+def _never() -> Array:
+    raise AssertionError("only the header is made")
+
+
+def _read(file: FileIO, array: Array) -> bool:
+    """Fill an array from where the file stands; False where it ends before."""
+    room = array.view(np.uint8).data
+    while len(room):
+        if not (count := file.readinto(room)):
+            return False
+        room = room[count:]
+    return True
+
+
+def _singles(file: FileIO, data: FloatArray) -> bool:
+    """Fill an array with the numbers of a file in float32; False where one is not finite, or they are not all there."""
+    if not _read(file, data):
+        return False
+    with np.errstate(all="ignore"):  # one pass without a mask in memory; squares may be too large for it
+        return bool(np.isfinite(np.dot(data, data)) or np.isfinite(data).all())
+
+
+def _halves(file: FileIO, data: FloatArray) -> bool:
+    """The same of a file in float16, exactly: its bits in the places of float32's, times 2^(127 - 15)."""
+    made, stored, spare = data.view(np.int32), np.empty(PIECE, np.int16), np.empty(PIECE, np.int16)
+    for start in range(0, made.size, PIECE):
+        piece = made[start : start + PIECE]
+        bits = stored[: piece.size]
+        if not _read(file, bits) or np.bitwise_and(bits, 0x7FFF, out=spare[: piece.size]).max() >= INFINITE:
+            return False
+        np.left_shift(bits, 13, out=piece, dtype=np.int32)
+        np.bitwise_and(piece, KEPT, out=piece)  # the sign, and no copies of it
+        np.multiply(piece.view(np.float32), REBIAS, out=piece.view(np.float32))
+    return True
+
+
+def _views(shapes: Shapes, data: FloatArray) -> dict[str, FloatArray]:
+    ends = accumulate(map(math.prod, shapes.values()))
+    return {
+        name: data[end - math.prod(shape) : end].reshape(shape)
+        for end, (name, shape) in zip(ends, shapes.items(), strict=True)
+    }
+
+
+def _parts(head: Head, tables: Mapping[str, SlotTable], held: Mapping[str, FloatArray]) -> dict[str, ComponentForms]:
+    made = {}
+    for component, part in head.parts.items():
+        forms: dict[str, tuple[Form, ...]] = {}
+        for name, runs in part.runs.items():
+            slot = tables[component].by_name[name]
+            down, up = (held[part.prefix + slot.port(leaf)] for leaf in ("down", "up"))
+            forms[name] = tuple(lanes_of(down, up, runs))
+        made[component] = ComponentForms(forms)
+    return made
