@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lora_edge.bundle import Bundle, Component
-from lora_edge.errors import BackendUnavailable, first_line
+from lora_edge.errors import BackendUnavailable, RequestError, first_line
 from lora_edge.graph import Graph
 from lora_edge.runtime.coreml.graph import OpenPackage, PackagedGraph, Runner
 from lora_edge.runtime.coreml.layout import FixedRank
@@ -14,7 +15,8 @@ from lora_edge.runtime.coreml.manifest import Packages
 from lora_edge.runtime.coreml.reference import ReferencePackage
 from lora_edge.runtime.layout import Layout, SideBySide
 from lora_edge.runtime.programparts import open_parts, program_of
-from lora_edge.runtime.session import Session, check_providers
+from lora_edge.runtime.session import Session, check_arena, check_providers
+from lora_edge.scope import ALL, SCOPES, Scope
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,16 @@ class Wishes:
         threads: of one run; 0 takes one per physical core.
         fit_rank: whether graphs of a fixed rank may cut adapters by SVD to fit.
         precision: to compute in: "fp32", "fp16", "bf16", None for the backend's own choice.
+        arena: who keeps the memory of intermediate results of onnxruntime, see `runtime.session.Arena`.
+        slots: a scope by name, "auto" to begin with the narrowest and widen it as adapters need.
     """
 
     providers: Sequence[str] | None = None
     threads: int = 0
     fit_rank: bool = False
     precision: str | None = None
+    arena: str = "shared"
+    slots: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,8 @@ class Backend:
         name: as in `Engine.open(backend=...)`.
         why: why it was chosen, for a person.
         providers: onnxruntime's execution providers, or the devices of another backend.
-        open_graph: opens one component.
+        open_graph: opens the graph of a component that takes a scope.
+        scopes: the scopes that it has graphs of a component for, from narrow to wide.
         layout: how adapters lie in the inputs of its graphs.
         weights: what paths of the bundle's files have in them that hold its weights.
         latent: (height, width) in latents where its graphs have one size, None where it is free.
@@ -52,11 +59,12 @@ class Backend:
     name: str
     why: str
     providers: tuple[str, ...]
-    open_graph: Callable[[Component], Graph]
+    open_graph: Callable[[Component, Scope], Graph]
     layout: Layout
     weights: str = ".onnx"
     latent: tuple[int, int] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    scopes: Callable[[Component], Sequence[Scope]] = lambda component: (ALL,)
 
 
 def _onnxruntime(bundle: Bundle, wishes: Wishes) -> Backend:
@@ -64,10 +72,31 @@ def _onnxruntime(bundle: Bundle, wishes: Wishes) -> Backend:
     why = "execution providers as asked for" if wishes.providers else "the CPU; name execution providers for others"
     chosen = tuple(check_providers(wishes.providers or ["CPUExecutionProvider"]))
 
-    def open_graph(component: Component) -> Graph:
-        return Session(component.graph, chosen, wishes.threads)
+    arena = check_arena(wishes.arena)
 
-    return Backend("onnxruntime", why, chosen, open_graph, SideBySide(bundle))
+    def open_graph(component: Component, scope: Scope) -> Graph:
+        return Session(component.graphs["onnxruntime"][scope.name], chosen, wishes.threads, arena)
+
+    scopes = partial(_scopes, "onnxruntime", check_slots(wishes.slots))
+    return Backend("onnxruntime", why, chosen, open_graph, SideBySide(bundle), scopes=scopes)
+
+
+def check_slots(slots: str) -> str:
+    """Refuse a scope that there is not.
+
+    Raises:
+        RequestError: with those that there are.
+    """
+    if slots != "auto" and slots not in SCOPES:
+        raise RequestError(f"there are no slots {slots!r}; there are auto, {', '.join(SCOPES)}")
+    return slots
+
+
+def _scopes(backend: str, wish: str, component: Component) -> Sequence[Scope]:
+    """The graphs to choose from: all, or the one asked for; where a component lacks it, the next wider one."""
+    wide = 0 if wish == "auto" else list(SCOPES).index(wish)
+    enough = [scope for scope in list(SCOPES.values())[wide:] if scope.name in component.graphs[backend]]
+    return enough if wish == "auto" else enough[:1]
 
 
 def _check_fixed(name: str, has: str, wishes: Wishes) -> None:
@@ -86,7 +115,7 @@ def _torch(bundle: Bundle, wishes: Wishes) -> Backend:
     device = torchprogram.check_device(wishes.providers)
     precision = torchprogram.check_precision(wishes.precision)
 
-    def open_graph(component: Component) -> Graph:
+    def open_graph(component: Component, scope: Scope) -> Graph:
         parts = open_parts(component.graph, program_of(bundle, component), component.table)
         return torchprogram.TorchGraph(parts, device, precision, wishes.threads)
 
@@ -125,7 +154,7 @@ def _packaged(
 ) -> Backend:
     """A backend over the bundle's Core ML packages."""
 
-    def open_graph(component: Component) -> Graph:
+    def open_graph(component: Component, scope: Scope) -> Graph:
         return PackagedGraph(component.name, packages.component(component.name), open_package)
 
     _check_fixed(name, packages.precision, wishes)

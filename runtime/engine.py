@@ -83,6 +83,8 @@ class Engine:
         adapter_bytes: int = ADAPTERS,
         largest_adapter: int | None = None,
         fit_rank: bool = False,
+        arena: str = "shared",
+        slots: str = "auto",
         vae_tile: Wish = "auto",
         check: Check = "size",
     ) -> "Engine":
@@ -103,6 +105,11 @@ class Engine:
                 machine's memory.
             fit_rank: on backends whose graphs have a fixed rank, cut adapters with more lanes by SVD in place of
                 refusing them; what that loses is reported.
+            arena: who keeps the memory of onnxruntime's intermediate results: "shared", all engines of the process
+                together, "own", each graph, or "none".
+            slots: what the UNet's graph takes: "linear" (low-rank updates of Linear and 1x1 layers), "lowrank" (of
+                every layer), "all" (gains, biases and norms too). Narrower ones are faster; "auto" begins with the
+                narrowest and changes over when an adapter is loaded that needs more.
             vae_tile: how large images are decoded: "auto" in tiles of 64 latents beyond 96 x 96, a number in tiles of
                 that many, "off" at once, which takes memory by the square. See `runtime.tiles`.
             check: "size" compares the sizes of files with the manifest, "full" their hashes too.
@@ -111,11 +118,11 @@ class Engine:
             BundleError: no bundle, another version, or a damaged one.
             BackendUnavailable: the backend or a provider is not installed.
             ComponentMissing: the bundle has no graphs for the backend.
-            RequestError: `vae_tile` is something else.
+            RequestError: `vae_tile` or `arena` is something else.
         """
         tiling = Tiling.of(vae_tile)
         opened = Bundle.open(bundle, check)
-        chosen = choose(backend, opened, Wishes(providers, threads, fit_rank, precision))
+        chosen = choose(backend, opened, Wishes(providers, threads, fit_rank, precision, arena, slots))
         log.info("backend %s (%s): %s", chosen.name, ", ".join(chosen.providers), chosen.why)
         folders = [None if folder is None else Path(folder) for folder in (lora_dir, embeddings_dir)]
         memory = physical_bytes()
@@ -141,6 +148,7 @@ class Engine:
             "bytes_copied": dict(self._swap.copied),
             "runs": list(self._runs),
             "slots": {table.component: len(table) for table in self.bundle.tables},
+            "graphs": self._components.scopes,
             "adapters_resident": len(self._shelf),
             "texts": self._texts.info,
             "memory": {
@@ -169,6 +177,7 @@ class Engine:
         def read() -> Adapter:
             found = open_adapter(path, self.bundle, component, strict, self._largest)
             adapter = self._backend.layout.fit(found, strict)
+            self._components.serve(adapter)
             for warning in adapter.report.warnings:
                 log.warning("%s: %s", adapter.name, warning)
             return adapter

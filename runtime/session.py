@@ -1,8 +1,9 @@
 """The onnxruntime backend: the only file that imports onnxruntime."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import onnxruntime
@@ -10,6 +11,8 @@ import onnxruntime
 from lora_edge.arrays import Array
 from lora_edge.errors import BackendUnavailable, BundleDamaged, GraphFailed, RequestError, first_line
 from lora_edge.graph import GraphInput
+from lora_edge.ports import has_lanes
+from lora_edge.runtime.shelf import Shelf
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -17,6 +20,16 @@ _DTYPES = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
 }
+
+
+Arena: TypeAlias = Literal["shared", "own", "none"]
+"""Who keeps the memory of intermediate results on the CPU: one arena for all sessions of the process, one for each
+session, or nobody, which gives it back after each use and asks the system for it anew."""
+
+ARENAS: tuple[Arena, ...] = get_args(Arena)
+
+VALUES = 256 << 20  # bytes of adapters' arrays that stay ready to be bound, as long as their ids are theirs
+AS_REQUESTED = 1  # how an arena grows; by default it doubles
 
 
 def providers_here() -> list[str]:
@@ -40,16 +53,35 @@ def check_providers(providers: Sequence[str]) -> list[str]:
     return list(providers)
 
 
+def check_arena(arena: str) -> Arena:
+    """Refuse an arena that there is not.
+
+    Raises:
+        RequestError: with those that there are.
+    """
+    for known in ARENAS:
+        if arena == known:
+            return known
+    raise RequestError(f"there is no arena {arena!r}; there are {', '.join(ARENAS)}")
+
+
 class Session:
     """One graph file, opened once (the `Graph` of this backend)."""
 
-    def __init__(self, path: Path, providers: Sequence[str] = ("CPUExecutionProvider",), threads: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        threads: int = 0,
+        arena: Arena = "shared",
+    ) -> None:
         """Open a graph.
 
         Args:
             path: a `.onnx` file, its external data beside it.
             providers: execution providers by name, tried in order for every node.
             threads: of one run; 0 takes one per physical core.
+            arena: where intermediate results lie, see `Arena`.
 
         Raises:
             BackendUnavailable: a provider is not installed, or cannot be set up.
@@ -58,6 +90,10 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what fails is raised; a warning per optional input would bury it
         options.intra_op_num_threads = threads
+        if arena == "shared":
+            _share_arena()
+            options.add_session_config_entry("session.use_env_allocators", "1")
+        options.enable_cpu_mem_arena = arena != "none"
         options.enable_mem_pattern = False  # ranks make shapes vary: a plan kept per shape would grow without end
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=check_providers(providers))
@@ -71,6 +107,8 @@ class Session:
         self._inputs = _described(self._session.get_inputs())
         self._optional = _described(self._session.get_overridable_initializers())
         self._outputs = tuple(port.name for port in self._session.get_outputs())
+        self._values: Shelf[tuple[Array, Any]] = Shelf(VALUES, lambda held: held[0].nbytes)
+        self._unbind()
 
     @property
     def inputs(self) -> Mapping[str, GraphInput]:
@@ -90,11 +128,46 @@ class Session:
         return list(self._session.get_providers())
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """See `Graph.run`. Adapter inputs stay bound, by identity, for as long as every run is fed the same arrays."""
         try:
-            results = self._session.run(None, dict(feeds))
+            self._bind(feeds)
+            self._session.run_with_iobinding(self._binding)
+            results = self._binding.copy_outputs_to_cpu()
         except Exception as error:
+            self._unbind()
             raise GraphFailed(f"onnxruntime refused the inputs: {first_line(error)}") from error
         return dict(zip(self._outputs, results, strict=True))
+
+    def _bind(self, feeds: Mapping[str, Array]) -> None:
+        """Hand over what has changed since the last run; nothing is copied, the arrays are used where they lie."""
+        if self._bound.keys() - feeds.keys():  # what is fed no more has its default again
+            self._unbind()
+        for name, array in feeds.items():
+            if name in self._inputs or self._bound.get(name) is not array:  # plain inputs may be refilled in place
+                self._binding.bind_ortvalue_input(name, self._value(name, array))
+                self._bound[name] = array
+        for name in self._outputs:  # anew, or onnxruntime would write over those of the last run
+            self._binding.bind_output(name)
+
+    def _value(self, name: str, array: Array) -> Any:
+        """An array as onnxruntime takes it, without a copy; those of resident adapters are kept."""
+        if not has_lanes(name):
+            return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+        made = self._values.take(id(array), lambda: (array, onnxruntime.OrtValue.ortvalue_from_numpy(array)))
+        return made[1]
+
+    def _unbind(self) -> None:
+        self._binding = self._session.io_binding()
+        self._bound: dict[str, Array] = {}
+
+
+@cache
+def _share_arena() -> None:
+    """Make the arena of the process; onnxruntime takes one for good."""
+    place = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    onnxruntime.create_and_register_allocator(place, onnxruntime.OrtArenaCfg(0, AS_REQUESTED, -1, -1))
 
 
 def export_onnx_adapter(path: Path, tensors: Mapping[str, Array], adapter_version: int, model_version: int) -> None:
