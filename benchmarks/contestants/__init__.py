@@ -1,0 +1,97 @@
+"""Who is measured. A new one is a file with a `Contestant` and a line in CONTESTANTS."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["ours", "limit", "peer"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the list.
+
+    Attributes:
+        title: as tables call it.
+        module: of `benchmarks.contestants`, run as a process.
+        role: ours, the limit (the same graph without LoRA inputs), or a peer.
+        environment: a name in `benchmarks.peers.ENVIRONMENTS`, or "" for the one that runs the benchmarks.
+        settings: passed to the contestant.
+        limit: the name of the contestant that is the limit of this one.
+        weight: bytes of memory per parameter of the UNet that it may take, by which a machine's memory is shared out.
+        models: the models that it can run; none for all.
+        lazy: whether what the first step after a change takes longer belongs to the change.
+        needs: what of a model it reads besides the checkpoint: `bundle`, `plain`, `openvino`.
+    """
+
+    title: str
+    module: str
+    role: Role
+    environment: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    limit: str = ""
+    weight: float = 5.0
+    models: tuple[str, ...] = ()
+    lazy: bool = False
+    needs: tuple[str, ...] = ()
+
+
+CONTESTANTS: Mapping[str, Entry] = {
+    "lora-edge-ort": Entry(
+        "lora-edge, onnxruntime", "lora_edge", "ours",
+        settings={"backend": "onnxruntime"}, limit="plain-ort", needs=("bundle",),
+    ),
+    "lora-edge-ort-all": Entry(
+        "lora-edge, onnxruntime, all slots", "lora_edge", "ours",
+        settings={"backend": "onnxruntime", "slots": "all"}, limit="plain-ort", needs=("bundle",),
+    ),
+    "lora-edge-ov": Entry(
+        "lora-edge, OpenVINO bf16", "lora_edge", "ours",
+        settings={"backend": "openvino", "precision": "bf16"}, limit="plain-ov", weight=7.0, needs=("bundle",),
+    ),
+    "lora-edge-ov-f32": Entry(
+        "lora-edge, OpenVINO f32", "lora_edge", "ours",
+        settings={"backend": "openvino", "precision": "f32"}, limit="plain-ov-f32", weight=9.0, needs=("bundle",),
+    ),
+    "lora-edge-torch": Entry(
+        "lora-edge, torch program", "lora_edge", "ours",
+        settings={"backend": "torch"}, limit="plain-ort", weight=6.0, needs=("bundle",),
+    ),
+    "plain-ort": Entry("graph without LoRA inputs, onnxruntime", "plain_onnxruntime", "limit", needs=("plain",)),
+    "plain-ov": Entry(
+        "graph without LoRA inputs, OpenVINO bf16", "plain_openvino", "limit", "openvino",
+        settings={"precision": "bf16"}, weight=7.0, needs=("plain",),
+    ),
+    "plain-ov-f32": Entry(
+        "graph without LoRA inputs, OpenVINO f32", "plain_openvino", "limit", "openvino",
+        settings={"precision": "f32"}, weight=9.0, needs=("plain",),
+    ),
+    "diffusers-fp32": Entry(
+        "diffusers + PEFT, eager fp32", "diffusers_peft", "peer", settings={"dtype": "float32"}, weight=5.0
+    ),
+    "diffusers-bf16": Entry(
+        "diffusers + PEFT, eager bf16", "diffusers_peft", "peer", settings={"dtype": "bfloat16"}, weight=3.0
+    ),
+    "diffusers-hotswap": Entry(
+        "diffusers + PEFT hot-swap, torch.compile bf16", "diffusers_hotswap", "peer",
+        settings={"dtype": "bfloat16"}, weight=4.5, lazy=True,
+    ),
+    "diffusers-fuse": Entry(
+        "diffusers fuse_lora (merge), bf16", "diffusers_fuse", "peer", settings={"dtype": "bfloat16"}, weight=3.0
+    ),
+    "openvino-genai": Entry(
+        "OpenVINO GenAI dynamic adapters", "openvino_genai", "peer", "openvino",
+        weight=6.0, lazy=True, needs=("openvino",),
+    ),
+    "ort-adapters": Entry(
+        "ONNX Runtime LoraAdapter, on our bundle", "onnxruntime_adapter", "peer", needs=("bundle",)
+    ),
+    "sd-cpp": Entry(
+        "stable-diffusion.cpp", "stable_diffusion_cpp", "peer", "sdcpp", weight=4.0, lazy=True, models=("sd15",)
+    ),
+}  # fmt: skip
+
+
+def named(*roles: Role) -> tuple[str, ...]:
+    """Names of those that have one of the roles, in the order of the list."""
+    return tuple(name for name, entry in CONTESTANTS.items() if entry.role in roles)

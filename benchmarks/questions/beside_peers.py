@@ -1,0 +1,74 @@
+"""Question: how long is a step with one adapter of rank 16, beside everybody else?
+
+Method: all contestants hold the same adapter file at multiplier 1 and take turns with the faster of our
+backends; ratios are to its turn of the same round. Those without adapters run without. Where they do not fit
+in memory together they run in groups, our backend in each. What each computes is compared once: the
+difference from ours, over the change that the adapter makes (`error`); bf16 shows there.
+Machine: stands in every line.
+Result: benchmarks/results/beside_peers.*.jsonl, docs/plots/beside_peers.png.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.bench import DECLARED, Bench, Player
+from benchmarks.contestants import CONTESTANTS, named
+from benchmarks.contestants.base import Cannot
+from benchmarks.models import Model
+from benchmarks.steps import Case, compare, turn
+from benchmarks.workers import Failed
+
+TITLE = "1 of rank 16"
+ADAPTER = ((DECLARED, 1.0),)
+
+
+def measure(bench: Bench, model: Model) -> Iterator[dict[str, Any]]:
+    for latents in model.latents:
+        if (best := fastest(bench, model, latents)) is None:
+            return
+        cases = [_case(name) for name in bench.chosen([*named("ours"), *named("limit", "peer")], model)]
+        for line in compare(bench, "beside_peers", model, latents, cases, dict.fromkeys(cases, _case(best))):
+            if latents == model.latents[0] and "median" in line:
+                line |= _error(bench, model, latents, best, line["contestant"])
+            yield line
+
+
+def fastest(bench: Bench, model: Model, latents: int) -> str | None:
+    """Which of our backends is the fastest here, by three steps each; None if none runs."""
+    times = {}
+    for name in bench.chosen(named("ours"), model):
+        player = bench.players([name], model)[name]
+        if isinstance(player, Player):
+            try:
+                times[name] = min(turn(player, _case(name), latents, 1) for _ in range(3))
+            except (Cannot, Failed):
+                continue
+    return min(times, key=times.__getitem__) if times else None
+
+
+def _case(name: str) -> Case:
+    return Case(name, TITLE, () if CONTESTANTS[name].role == "limit" else ADAPTER)
+
+
+def _error(bench: Bench, model: Model, latents: int, best: str, name: str) -> dict[str, float]:
+    """The largest difference from ours over the largest change that the adapter makes in ours."""
+    players = bench.players([best, name], model)
+    ours, other = players[best], players[name]
+    if not isinstance(ours, Player) or not isinstance(other, Player) or CONTESTANTS[name].role == "limit":
+        return {}
+    try:
+        base, changed = (_output(bench, ours, chosen, latents) for chosen in ((), ADAPTER))
+        theirs = _output(bench, other, ADAPTER, latents)
+    except (Cannot, Failed):
+        return {}
+    return {"error": float(f"{np.abs(theirs - changed).max() / np.abs(changed - base).max():.3g}")}
+
+
+def _output(bench: Bench, player: Player, chosen: Any, latents: int) -> np.ndarray:
+    player.hold(chosen)
+    path = Path(bench.work) / "output.npy"
+    player.worker.ask("output", latents=latents, rows=2, path=str(path))
+    return np.load(path)

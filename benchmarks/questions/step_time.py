@@ -1,0 +1,44 @@
+"""Question: what do adapters cost a step, against the same graph without LoRA inputs?
+
+Method: lora-edge and the plain graph on the same library, in turns: without adapter, one and three adapters
+of ranks 4 to 128 on attention and feed-forward layers, ten of rank 16, one LoCon (rank 32, of 3x3
+convolutions 16). Ratios are to the plain graph's turn of the same round. The sweep of ranks runs at the
+smallest latents, the rest at all.
+Machine: stands in every line.
+Result: benchmarks/results/step_time.*.jsonl, docs/benchmarks.md.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.adapter_files import Spec
+from benchmarks.bench import Bench, Chosen
+from benchmarks.contestants import CONTESTANTS, named
+from benchmarks.models import Model
+from benchmarks.steps import Case, compare
+
+NONE = "no adapter"
+
+
+def side_by_side(count: int, rank: int) -> Chosen:
+    """So many adapters of one rank, weighed so that they sum to one."""
+    return tuple((Spec(rank, seed=seed), 1.0 / count) for seed in range(count))
+
+
+BARS = {
+    NONE: (),
+    "1 of rank 128": side_by_side(1, 128),
+    "3 of rank 32": side_by_side(3, 32),
+    "10 of rank 16": side_by_side(10, 16),
+    "LoCon 32, conv 16": ((Spec(32, 16), 1.0),),
+}
+SWEEP = {f"{count} of rank {rank}": side_by_side(count, rank) for count in (1, 3) for rank in (4, 16, 32, 64, 128)}
+
+
+def measure(bench: Bench, model: Model) -> Iterator[dict[str, Any]]:
+    for name in bench.chosen(named("ours"), model):
+        plain = Case(CONTESTANTS[name].limit, NONE)
+        for latents in model.latents:
+            wanted = BARS | SWEEP if latents == model.latents[0] else BARS
+            cases = [Case(name, title, adapters) for title, adapters in wanted.items()]
+            yield from compare(bench, "step_time", model, latents, [plain, *cases], dict.fromkeys(cases, plain))
