@@ -27,7 +27,7 @@ def convert(program: Program, options: Options) -> Any:
     ct = library()
     module, example = program.traced
     precision = {
-        "fp16": ct.transform.FP16ComputePrecision(op_selector=_Half(norms=program.exact_norms)),
+        "fp16": ct.transform.FP16ComputePrecision(op_selector=_Half(norms=options.attention == "original")),
         "fp32": ct.precision.FLOAT32,
     }[options.precision]
     try:
@@ -74,8 +74,8 @@ class _Half:
     """Tells which operations are computed in half precision: all but
 
     - sine, cosine and what feeds these alone: angles reach 1000 radians, where float16 has steps of 0.5;
-    - the variance that norms divide by, unless everything must be half: float16 ends at 65504, which is the square of
-      256, and decoders of images have larger activations than that.
+    - the variance that norms divide by: float16 ends at 65504, which is the square of 256, and decoders of images have
+      larger activations than that. The Neural Engine's layout has norms that bear half precision (`norms`).
     """
 
     def __init__(self, norms: bool) -> None:

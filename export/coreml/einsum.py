@@ -5,7 +5,6 @@ of "Deploying Transformers on the Apple Neural Engine" (Apple, 2022). Weights ar
 every layer keeps its path, so that slots keep their names.
 """
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_edge.errors import ExportError
+from lora_edge.export.coreml.norms import ChannelNorm, half_norms, shared_copy
 
 PIECE = 1024  # queries that one contraction takes; the scores of a head of 4096 tokens would not stay on the chip
 
@@ -24,8 +24,7 @@ def split_einsum(unet: nn.Module) -> nn.Module:
     Raises:
         ExportError: its transformers are not those of the SD1 architecture.
     """
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
-    made = copy.deepcopy(unet, shared)
+    made = half_norms(shared_copy(unet))
     for path, module in list(made.named_modules()):
         replacement = _REPLACED.get(type(module).__name__)
         if replacement is not None:
@@ -46,19 +45,6 @@ class Pointwise(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) if x.dim() == 4 else super().forward(x[:, :, None, None]).flatten(1)
-
-
-class ChannelNorm(nn.Module):
-    """A LayerNorm over the second axis."""
-
-    def __init__(self, norm: nn.LayerNorm) -> None:
-        super().__init__()
-        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        centred = x - x.mean(dim=1, keepdim=True)
-        scale = (centred.square().mean(dim=1, keepdim=True) + self.eps).rsqrt()
-        return centred * scale * self.weight[:, None, None] + self.bias[:, None, None]
 
 
 class SplitAttention(nn.Module):

@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from lora_edge.export.checkpoint import Part, settings_of
 from lora_edge.export.coreml.einsum import split_einsum
+from lora_edge.export.coreml.norms import half_norms, shared_copy
 from lora_edge.export.coreml.options import Options
 from lora_edge.export.coreml.ports import SCALE, Dtype, Pair, Port
 from lora_edge.export.coreml.slotted import Slotted
 from lora_edge.export.recipes.base import seeded
 from lora_edge.export.slotted import REFERENCE_ROWS
 from lora_edge.slots import Slot, SlotTable
+
+FINAL_NORM = "text_model.final_layer_norm"
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,6 @@ class Program:
         layers: slot name -> the layer of `module` that takes its lanes.
         originals: slot name -> the layer of `reference`.
         pairs: the slots' inputs; none for a package without adapters.
-        exact_norms: whether variances are computed in float32; the Neural Engine has none.
     """
 
     component: str
@@ -59,7 +61,6 @@ class Program:
     layers: Mapping[str, nn.Module] = field(default_factory=dict)
     originals: Mapping[str, nn.Module] = field(default_factory=dict)
     pairs: tuple[Pair, ...] = ()
-    exact_norms: bool = True
 
     @property
     def adapter_ports(self) -> tuple[Port, ...]:
@@ -95,16 +96,29 @@ class _Noise(nn.Module):
         return noise
 
 
-class _First(nn.Module):
-    """The first outputs of a module, whose input is made int32."""
+class _Plain(nn.Module):
+    """last_hidden_state and pooled output of a text encoder, whose input is made int32."""
 
-    def __init__(self, module: nn.Module, many: int) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module, self.many = module, many
+        self.module = module
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
         outputs: tuple[Tensor, ...] = self.module(input_ids.to(torch.int32))
-        return outputs[: self.many]
+        return outputs[:2]
+
+
+class _Skipping(nn.Module):
+    """The same, and each state between the layers behind the final norm, as clip skip reads it in Stable Diffusion 1:
+    raw states reach 200, where float16 has steps of 0.125."""
+
+    def __init__(self, module: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.module, self.norm = module, norm
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        last, pooled, _embedded, *states, _raw = self.module(input_ids)
+        return (last, pooled, *(self.norm(state) for state in states))
 
 
 def programs(part: Part, table: SlotTable, options: Options, sizes: Sizes) -> list[Program]:
@@ -139,7 +153,6 @@ def _unet(part: Part, table: SlotTable, options: Options, sizes: Sizes) -> list[
             Port("encoder_hidden_states", tuple(text.shape), options.precision),
         ),
         outputs=("noise_pred",),
-        exact_norms=not folded,
     )
     return [_slotted(made, part, turned, unet, table, options)]
 
@@ -147,18 +160,20 @@ def _unet(part: Part, table: SlotTable, options: Options, sizes: Sizes) -> list[
 def _text_encoder(part: Part, table: SlotTable, options: Options, sizes: Sizes) -> list[Program]:
     encoder = part.load()
     ids = part.recipe.example(settings_of(encoder), 1, 0)[0]
-    names = [port.name.replace(".", "_") for port in part.recipe.outputs(encoder)]
-    names[1] = "pooled_outputs"
+    norm = _layers(part, encoder)[FINAL_NORM]
+    between = range(1, encoder.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+    wrapped = part.recipe.wrap(encoder)
 
-    def made(component: str, package: str, many: int, dtype: Dtype) -> Program:
-        module = _First(part.recipe.wrap(encoder), many)
+    def made(component: str, package: str, module: nn.Module, dtype: Dtype, *more: str) -> Program:
         example = ids.to(torch.int32 if dtype == "int32" else torch.float32)
         inputs = (Port("input_ids", tuple(ids.shape), dtype),)
-        return Program(component, package, module, module, (example,), inputs, tuple(names[:many]))
+        names = ("last_hidden_state", "pooled_outputs", *more)
+        return Program(component, package, module, module, (example,), inputs, names)
 
-    adapted = made("text_encoder", "TextEncoderWithAdapters", len(names), "int32")
+    states = (f"normed_states_{layer}" for layer in between)
+    adapted = made("text_encoder", "TextEncoderWithAdapters", _Skipping(wrapped, norm), "int32", *states)
     return [
-        made("text_encoder_plain", "TextEncoder", 2, "fp32"),
+        made("text_encoder_plain", "TextEncoder", _Plain(wrapped), "fp32"),
         _slotted(adapted, part, encoder, encoder, table, options),
     ]
 
@@ -166,16 +181,17 @@ def _text_encoder(part: Part, table: SlotTable, options: Options, sizes: Sizes) 
 def _slotted(
     program: Program, part: Part, module: nn.Module, original: nn.Module, table: SlotTable, options: Options
 ) -> Program:
-    def layers(owner: nn.Module) -> dict[str, nn.Module]:
-        return {part.recipe.canonical(path): layer for path, layer in owner.named_modules()}
-
-    layer_of = layers(module)
+    layer_of = _layers(part, module)
     pairs = tuple(
         Pair.of(slot, options.rank, options.precision, isinstance(layer_of[slot.name], nn.Conv2d))
         for slot in table
         if _taken(slot, options)
     )
-    return replace(program, layers=layer_of, originals=layers(original), pairs=pairs)
+    return replace(program, layers=layer_of, originals=_layers(part, original), pairs=pairs)
+
+
+def _layers(part: Part, owner: nn.Module) -> dict[str, nn.Module]:
+    return {part.recipe.canonical(path): layer for path, layer in owner.named_modules()}
 
 
 def _taken(slot: Slot, options: Options) -> bool:
@@ -190,9 +206,11 @@ def _autoencoder(package: str, given: str, made: str, pixels: bool) -> Callable[
         channels = config["in_channels"] if pixels else config["latent_channels"]
         shape = (1, channels, sizes.latent[0] * factor, sizes.latent[1] * factor)
         example = torch.randn(*shape, generator=seeded(0)).clamp(-1, 1).half().float()
-        wrapped = part.recipe.wrap(module)
+        reference = part.recipe.wrap(module)
+        half = options.attention == "split-einsum"
+        traced = part.recipe.wrap(half_norms(shared_copy(module))) if half else reference
         inputs = (Port(given, shape, options.precision),)
-        return [Program(part.recipe.component, package, wrapped, wrapped, (example,), inputs, (made,))]
+        return [Program(part.recipe.component, package, traced, reference, (example,), inputs, (made,))]
 
     return make
 

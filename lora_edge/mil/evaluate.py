@@ -10,10 +10,12 @@ from lora_edge.errors import BundleDamaged, GraphFailed, OperationUnknown
 from lora_edge.mil.ops import LISTS, SIGNATURES
 from lora_edge.mil.ops.shapes import DeclaredOtherwise
 from lora_edge.mil.program import Binding, Operation, Program
-from lora_edge.mil.types import FLOAT16, STRING, TensorType
+from lora_edge.mil.types import STRING, TensorType
 
-Precision = Literal["f32", "f16"]
-PRECISIONS = ("f32", "f16")
+Precision = Literal["f64", "f32", "f16"]
+# Numbers are held in the type that the program declares, and in no less than this one.
+LEAST: Mapping[str, Any] = {"f64": np.float64, "f32": np.float32, "f16": np.float16}
+PRECISIONS = tuple(LEAST)
 MEMORY = 16 << 30  # bytes that values may hold at a time
 # What numpy raises when operands do not go together; a program from elsewhere can ask for anything.
 REFUSALS = (ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError, MemoryError)
@@ -67,11 +69,12 @@ def evaluate(program: Program, feeds: Mapping[str, Array], precision: Precision,
     Args:
         program: checked by `check_known`.
         feeds: every input, in its declared shape.
-        precision: "f32" computes in float32; "f16" rounds every result to its declared type, sums being in float32.
+        precision: "f16" rounds every result to its declared type, sums being in float32; "f32" computes all of it in
+            float32, and "f64" in float64.
         file: the model file, for sentences.
 
     Returns:
-        Every output: float32 in precision "f32", its declared type in "f16".
+        Every output: its declared type in precision "f16", else float32 or float64.
 
     Raises:
         BundleDamaged: an operation makes another shape or type than the program declares.
@@ -142,7 +145,8 @@ def _result(made: Array, kind: TensorType, precision: Precision) -> Array:
 
 
 def _held(array: Array, kind: TensorType, precision: Precision) -> Array:
-    """A value as it is kept: its declared type, or float32 for half precision that is not rounded."""
-    dtype = np.dtype(np.float32) if kind.element is FLOAT16 and precision == "f32" else kind.element.dtype
+    """A value as it is kept: in its declared type, or in one with more digits where they are not rounded away."""
+    declared = kind.element.dtype
+    dtype = np.promote_types(declared, LEAST[precision]) if declared.kind == "f" else declared
     with np.errstate(over="ignore"):
         return array.astype(dtype, copy=False)

@@ -78,11 +78,12 @@ class Package:
         Args:
             feeds: arrays of the inputs' shapes; numbers are converted to the inputs' types. Inputs that are optional
                 and have a default may be left out, as in Core ML.
-            precision: "f32" computes everything in float32; "f16" rounds the result of every operation to the type
-                that the program declares, with sums in float32, and is an estimate of what Core ML gives.
+            precision: "f32" computes everything in float32, "f64" in float64; "f16" rounds the result of every
+                operation to the type that the program declares, with sums in float32, and is an estimate of what
+                Core ML gives.
 
         Returns:
-            Every output by name: float32 in precision "f32", the declared type in "f16".
+            Every output by name: the declared type in precision "f16", else float32 or float64.
 
         Raises:
             GraphFailed: an input is unknown, missing, of another shape or no number, or an operation fails.
@@ -90,7 +91,7 @@ class Package:
             RequestError: no such precision.
         """
         if precision not in PRECISIONS:
-            raise RequestError(f"precision {precision!r}; there are {' and '.join(PRECISIONS)}")
+            raise RequestError(f"precision {precision!r}; there are {', '.join(PRECISIONS)}")
         if unknown := sorted(set(feeds) - set(self.inputs)):
             raise GraphFailed(f"{self.path} has no input {', '.join(unknown)}; it has {', '.join(self.inputs)}")
         made = {name: self._feed(name, port, feeds.get(name)) for name, port in self.inputs.items()}

@@ -13,7 +13,7 @@ from lora_edge.errors import BundleDamaged, RequestError
 from lora_edge.graph import GraphInput
 from lora_edge.runtime.coreml.manifest import Packaged, Port
 
-_NUMBERED = re.compile(r"(hidden_states)_(\d+)$")  # a package's names have no dots
+_NUMBERED = re.compile(r"(normed_states)_(\d+)$")  # a package's names have no dots
 
 
 @dataclass(frozen=True)

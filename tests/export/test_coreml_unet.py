@@ -17,19 +17,23 @@ from torch import nn
 
 from lora_edge import errors
 from lora_edge.export.checkpoint import Checkpoint, Part, settings_of
+from lora_edge.export.coreml.alone import each_alone
 from lora_edge.export.coreml.bisect import bisect
 from lora_edge.export.coreml.convert import convert
 from lora_edge.export.coreml.einsum import PIECE, SplitAttention, split_einsum
 from lora_edge.export.coreml.mend import mend, read_model
+from lora_edge.export.coreml.norms import ChannelNorm, GroupNorm, half_norms
 from lora_edge.export.coreml.options import Options
 from lora_edge.export.coreml.palettize import nearest_centres, palettize
 from lora_edge.export.coreml.ports import Port
 from lora_edge.export.coreml.programs import Program, Sizes, programs
 from lora_edge.export.coreml.verify import Bench, Compared, check_ports, verify
-from lora_edge.export.coreml.write import write
+from lora_edge.export.coreml.write import sizes_of, write
 from lora_edge.export.recipes.unet import UNET
 from lora_edge.export.slotted import slot_table
 from lora_edge.mil import Package, check
+from lora_edge.mil.types import FLOAT16, FLOAT32
+from lora_edge.slots import SlotTable
 
 HALF = Options(rank=16)
 
@@ -76,15 +80,10 @@ def test_every_slot_is_wired_to_its_own_layer(attention: Any, tmp_path: Path) ->
     assert [pair.slot for pair in program.pairs] == list(table)
     bench = Bench(program, [converted(program, options, tmp_path)], options)
     verify(program, bench.packages, options)
-    adapter = bench.draw(4, np.random.default_rng(3))
-    base = bench.torch(program.example, (), ())["noise_pred"]
-    for slot, (down, up) in adapter.items():
-        small = bench.torch(program.example, [{slot: (down, up)}], [1.0])["noise_pred"]
-        lanes = {slot: (down, up * min(256.0, 0.2 / np.abs(small - base).max()).astype(np.float32))}
-        expected = bench.torch(program.example, [lanes], [1.0])["noise_pred"]
-        got = bench.run(program.example, bench.feeds([lanes], [1.0]))["noise_pred"]
-        effect = np.abs(expected - base).max()
-        assert effect > 0.02 and np.abs(got - expected).max() < 1e-4 * effect, slot
+    outcomes = list(each_alone(program, bench.packages, options))
+    assert [outcome.case for outcome in outcomes] == [slot.name for slot in table]
+    for outcome in outcomes:
+        assert outcome.effect > 0.01 and outcome.error < outcome.allowed == 1e-4 * outcome.effect, outcome
 
 
 def test_the_other_layout_is_the_same_network(tiny_model: Path) -> None:
@@ -204,13 +203,50 @@ def test_a_lost_optional_flag_or_default_is_noticed_and_mended(
     assert "time_embedding_linear_1_up" in refused(lose) and "lora_scale" in refused(change)
 
 
-def test_norms_of_large_activations_do_not_overflow(tmp_path: Path) -> None:
-    """The square of 300 is infinite in float16."""
+ACTIVATIONS = {"tiny": 1e-3, "usual": 1.0, "large": 1e3, "huge": 1e4}
+
+
+@pytest.mark.parametrize("size", ACTIVATIONS.values(), ids=ACTIVATIONS)
+@pytest.mark.parametrize("attention", ["original", "split-einsum"])
+def test_norms_bear_half_precision(attention: Any, size: float, tmp_path: Path) -> None:
+    """The square of 300 is infinite in float16, and that of 0.0001 is nothing; some groups are constant."""
     norm = nn.GroupNorm(4, 16, eps=1e-6).eval()
-    x = 1000 * torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = size * torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    x[:, 12:] = size
     port = Port("z", (1, 16, 8, 8), "fp16")
-    program = Program("vae_decoder", "Norm", norm, norm, (x.half().float(),), (port,), ("image",))
-    verify(program, [converted(program, HALF, tmp_path)], HALF)
+    options = replace(HALF, attention=attention)
+    module = half_norms(nn.Sequential(norm)) if attention == "split-einsum" else norm
+    program = Program("vae_decoder", "Norm", module, norm, (x.half().float(),), (port,), ("image",))
+    package = converted(program, options, tmp_path)
+    verify(program, [package], options)
+    means = [operation for operation in package.program.operations if operation.kind == "reduce_mean"]
+    types = {kind.element for operation in means for kind in operation.outputs.values()}
+    assert types == ({FLOAT16} if attention == "split-einsum" else {FLOAT16, FLOAT32})
+
+
+@pytest.mark.parametrize("size", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_norms_for_half_precision_are_the_usual_ones(size: float) -> None:
+    x = size * torch.randn(2, 8, 1, 20, generator=torch.Generator().manual_seed(0)) + size
+    layer, group = nn.LayerNorm(8, eps=1e-5), nn.GroupNorm(2, 8, eps=1e-6)
+    for norm in (layer, group):
+        nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    with torch.no_grad():
+        expected = layer(x.squeeze(2).transpose(1, 2)).transpose(1, 2)[:, :, None]
+        torch.testing.assert_close(ChannelNorm(layer)(x), expected, atol=1e-5, rtol=1e-5)
+        for shape in ((2, 8, 4, 5), (2, 8, 20)):
+            image = x.reshape(shape)
+            torch.testing.assert_close(GroupNorm(group)(image), group(image), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["original", "split-einsum"])
+def test_every_slot_of_a_text_encoder_is_wired_to_its_own_layer(
+    attention: Any, checkpoint: Checkpoint, tables: dict[str, SlotTable], tmp_path: Path
+) -> None:
+    part = next(part for part in checkpoint.parts if part.recipe.component == "text_encoder")
+    options = Options(rank=16, precision="fp32", attention=attention)
+    program = programs(part, tables["text_encoder"], options, sizes_of(checkpoint))[1]
+    for outcome in each_alone(program, [converted(program, options, tmp_path)], options):
+        assert outcome.effect > 0.01 and outcome.error < outcome.allowed, outcome
 
 
 def test_tables_of_weights_are_found_by_k_means() -> None:

@@ -43,8 +43,7 @@ def manifest(bundle: Bundle, rank: int, dtype: str = "fp32", conv_slots: bool = 
         ),
         "TextEncoderWithAdapters.mlpackage": (
             [port("input_ids", (1, 77), "int32")],
-            [port("last_hidden_state", (1, 77, width)), port("pooled_outputs", (1, width))]
-            + [port(f"hidden_states_{layer}", (1, 77, width)) for layer in range(3)],
+            [port("last_hidden_state", (1, 77, width)), port("pooled_outputs", (1, width))],
         ),
         "VAEDecoder.mlpackage": (
             [port("z", (1, 4, size, size))],

@@ -120,6 +120,8 @@ def test_what_packages_cannot_do_is_refused_before_the_first_step(packaged: Engi
         )
     with pytest.raises(RequestError, match="the prompts take 154 tokens where the Core ML package reads 77: keep"):
         packaged.generate("a cat BREAK a dog", **PROMPT)
+    with pytest.raises(RequestError, match="this text encoder gives its last layer alone; leave clip skip at 1"):
+        packaged.generate("a cat", clip_skip=2, **PROMPT)
     ink = packaged.load_adapter(styles / "ink.safetensors")
     with pytest.raises(RequestError, match="one multiplier per adapter for a whole run"):
         packaged.feeds("unet", [(ink, [0.5, 0.6])])

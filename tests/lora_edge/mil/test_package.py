@@ -125,7 +125,7 @@ def test_feeds_that_do_not_fit_are_refused(packages: dict[str, Path], feeds: Fee
 
 
 def test_a_precision_that_is_none_is_refused(packages: dict[str, Path], feeds: Feeds) -> None:
-    with pytest.raises(RequestError, match="f32 and f16"):
+    with pytest.raises(RequestError, match="f64, f32, f16"):
         Package.open(packages["fp16"]).run(feeds, "fp8")  # type: ignore[arg-type]
 
 
