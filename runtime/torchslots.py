@@ -136,14 +136,17 @@ class Carrier:
 
     def adapter(self, array: Array) -> Tensor:
         """As `weight`, kept."""
-        held = self._copies.get(id(array))
-        if held is not None and held[0]() is array:
-            return held[1]
+        key, copies = id(array), self._copies
+        if key in copies and copies[key][0]() is array:
+            return copies[key][1]
         tensor = _shared(array)
         copied = tensor.to(self.device, self.dtype)
         if copied is not tensor:
-            key, copies = id(array), self._copies
-            copies[key] = weakref.ref(array, lambda gone: copies.pop(key, None) and None), copied
+
+            def forget(gone: object) -> None:
+                copies.pop(key, None)
+
+            copies[key] = weakref.ref(array, forget), copied
         return copied
 
 

@@ -19,6 +19,7 @@ from lora_edge.bundle import Bundle
 from lora_edge.errors import GraphFailed
 from lora_edge.graph import Graph
 from lora_edge.runtime.backends import Wishes, choose
+from lora_edge.scope import ALL
 from lora_edge.slots import Slot, SlotTable
 
 Feeds = dict[str, np.ndarray]
@@ -94,7 +95,7 @@ def cases(tiny_model: Path, tiny_bundle: Path, request: pytest.FixtureRequest) -
     made = {}
     for name, module, given in (("unet", unet, inputs), ("text_encoder", text, ids)):
         component = bundle.component(name)
-        made[name] = Case(backend.open_graph(component), component.table, module, given)
+        made[name] = Case(backend.open_graph(component, ALL), component.table, module, given)
     return made.__getitem__
 
 
