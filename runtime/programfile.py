@@ -95,6 +95,10 @@ class Program:
     held: Mapping[str, Array] = field(default_factory=dict)
 
 
+_MALFORMED = (Wrong, OSError, ValueError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
+"""What reading JSON of another shape than was expected raises, beside KeyError."""
+
+
 def read_program(path: Path) -> Program:
     """Read a `.pt2` file of one program.
 
@@ -117,7 +121,7 @@ def read_program(path: Path) -> Program:
         raise
     except KeyError as error:
         raise BundleDamaged(f"{path} lacks or misspells {error.args[0]!r}; export the bundle again") from error
-    except (Wrong, OSError, ValueError, TypeError, AttributeError, IndexError, StopIteration, RecursionError) as error:
+    except _MALFORMED as error:
         raise BundleDamaged(f"{path} is not a program that can be read: it {error}; export the bundle again") from error
 
 
@@ -160,7 +164,7 @@ def _call(node: Mapping[str, Any]) -> Call:
             args.append(value)
         else:
             kwargs[str(item["name"])] = value
-    outputs = [next(iter(item.items())) for item in node["outputs"]]
+    outputs = [list(item.items())[0] for item in node["outputs"]]
     listed = [kind for kind, _ in outputs] == ["as_tensors"]
     held = outputs[0][1] if listed else [value for _, value in outputs]
     results = tuple(str(value.get("name") or value["as_name"]) for value in held)

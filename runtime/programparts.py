@@ -92,7 +92,7 @@ def open_parts(graph: Path, entry: Mapping[str, Any], table: SlotTable) -> Parts
         inputs = {str(name): _port(told) for name, told in entry["inputs"].items()}
         outputs = tuple(str(name) for name in entry["outputs"])
         placed = _placed(graph.with_name(DATA), entry["tensors"]) | dict(program.held)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleDamaged(
             f"the manifest lacks or misspells an entry of the program {program.path}: {error!r}; export it again"
         ) from error

@@ -138,7 +138,9 @@ class TorchGraph:
                     step(values)
                 made = [values[name] for name in self._parts.program.outputs]
                 return {name: _array(tensor) for name, tensor in zip(self.outputs, made, strict=True)}
-        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        except GraphFailed:
+            raise
+        except Exception as error:
             raise GraphFailed(f"torch refused the inputs: {first_line(error)}") from error
         finally:
             self._updates.clear()
