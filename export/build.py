@@ -23,9 +23,11 @@ from lora_edge.export.program import write_program
 from lora_edge.export.slotted import REFERENCE_ROWS, slot_table
 from lora_edge.export.tokenizer import write_tokenizer
 from lora_edge.export.trace import capture, trace
+from lora_edge.export.variants import Variant, variants
 from lora_edge.export.verify import Outcome, Reference, verify
-from lora_edge.export.weights import write_graph
+from lora_edge.export.weights import write_graphs
 from lora_edge.graph import Graph, OpenGraph, OpenProgram
+from lora_edge.scope import ALL, SCOPES, Scope
 from lora_edge.slots import ABI_VERSION, Slot, SlotTable
 
 STAGES = ("loading", "tracing", "inserting slots", "writing", "verifying")
@@ -133,49 +135,74 @@ def _export(
     captured = capture(recipe, module, example)
     model = trace(recipe, module, captured)
     stage(2)
-    for transform in PASSES:
-        transform(model, table)
+    models = {variant: _dressed(model, table, variant) for variant in variants(table)}
     stage(3)
-    graph = partial / recipe.component / "model.onnx"
-    weights = _write_component(part, module, table, model, graph)
+    folder = partial / recipe.component
+    weights = _write_component(part, module, table, models, folder)
+    graph = folder / next(iter(models)).file
     program = None
     if open_program:
-        program = write_program(captured, recipe, module, table, example, model, graph.parent)
-    del model, captured
+        program = write_program(captured, recipe, module, table, example, next(iter(models.values())), folder)
+    graphs = _list_graphs(models, folder.name)
+    del model, models, captured
     gc.collect()
     stage(4)
     reference = Reference(recipe, module, table, example)
     del module
     gc.collect()
 
-    def compared(graph: Graph, told: str) -> list[dict[str, Any]]:
-        outcomes = verify(graph, reference, lambda outcome: listener.outcome(told, outcome))
+    def compared(graph: Graph, told: str, scope: Scope = ALL) -> list[dict[str, Any]]:
+        outcomes = verify(graph, reference, lambda outcome: listener.outcome(told, outcome), scope)
         return [outcome.to_json() for outcome in outcomes]
 
     outcomes = compared(open_graph(graph), recipe.component)
+    narrower = {
+        name: compared(open_graph(partial / path), f"{recipe.component} ({name})", SCOPES[name])
+        for name, path in graphs["onnxruntime"].items()
+        if name != ALL.name
+    }
     if open_program and program:
         opened = open_program(graph, program, table)
         program["verification"] = compared(opened, f"{recipe.component} (torch)")
     return {
         "graph": graph.relative_to(partial).as_posix(),
+        "graphs": graphs,
         "slots": [slot.to_json() for slot in table],
         "norms": dict(table.norms),
         "facts": dict(table.facts),
         "weights": weights,
         "verification": outcomes,
+        **({"verification_of_narrower": narrower} if narrower else {}),
         **({"program": program} if program else {}),
     }
 
 
-def _write_component(part: Part, module: nn.Module, table: SlotTable, model: ir.Model, graph: Path) -> dict[str, Any]:
-    graph.parent.mkdir()
-    weights = write_graph(model, table, graph)
-    shutil.copyfile(part.folder / "config.json", graph.parent / "config.json")
+def _dressed(model: ir.Model, table: SlotTable, variant: Variant) -> ir.Model:
+    made = model.clone()
+    for transform in PASSES:
+        transform(made, table, variant)
+    return made
+
+
+def _list_graphs(models: Mapping[Variant, ir.Model], folder: str) -> dict[str, dict[str, str]]:
+    """Backend -> scope -> graph, from narrow to wide."""
+    listed: dict[str, dict[str, str]] = {}
+    for variant in reversed(models):
+        listed.setdefault(variant.runs_on, {})[variant.scope.name] = f"{folder}/{variant.file}"
+    return listed
+
+
+def _write_component(
+    part: Part, module: nn.Module, table: SlotTable, models: Mapping[Variant, ir.Model], folder: Path
+) -> dict[str, Any]:
+    folder.mkdir()
+    weights = write_graphs(models, table, folder)
+    shutil.copyfile(part.folder / "config.json", folder / "config.json")
     if table.norms:
         wanted = {f"{norm}.{leaf}" for norm in table.norms for leaf in ("weight", "bias")}
         named = {part.recipe.canonical(name): parameter for name, parameter in module.named_parameters()}
         norms = {name: named[name].detach().numpy() for name in sorted(wanted)}
-        (graph.parent / "norms.safetensors").write_bytes(save(norms))
+        (folder / "norms.safetensors").write_bytes(save(norms))
     return weights
 
 

@@ -11,6 +11,8 @@ from lora_edge.export.recipes import Recipe
 from lora_edge.slots import Placement, Slot, SlotTable
 
 REFERENCE_ROWS = 2  # guidance asks for the prompt and the negative prompt in one batch
+RANK = 16  # what most adapters have
+REWRITING = 150  # multiplications that take as long as writing one number of a weight anew and laying it out
 
 
 def slot_table(recipe: Recipe, module: nn.Module, config: Mapping[str, Any], example: tuple[Tensor, ...]) -> SlotTable:
@@ -52,14 +54,16 @@ def _slot(name: str, layer: nn.Module, positions: int) -> Slot:
 
 
 def placement(positions: int, in_features: int, out_features: int) -> Placement:
-    """Activation form costs rows * positions * r * (in + out) multiplications, weight form in * out * r.
+    """Where the update of a Linear is cheaper, by multiplications at rank `RANK`.
 
-    A Conv always takes the activation form: onnxruntime loses its blocked layout when the weight is not constant.
-    A layer that sees one position per row (time embeddings) has no axis to broadcast a weight per row over.
+    Activation form costs rows * positions * r * (in + out) of them, weight form in * out * r and what it takes to write
+    the weight anew and to multiply by one that was not laid out beforehand. A Conv always takes the activation form:
+    onnxruntime loses its blocked layout when the weight is not constant. A layer that sees one position per row (time
+    embeddings) has no axis to broadcast a weight per row over.
     """
-    if positions > 1 and in_features * out_features < REFERENCE_ROWS * positions * (in_features + out_features):
-        return "weight"
-    return "activation"
+    beside = REFERENCE_ROWS * positions * RANK * (in_features + out_features)
+    inside = in_features * out_features * (RANK + REWRITING)
+    return "weight" if positions > 1 and inside < beside else "activation"
 
 
 def _positions(wrapped: nn.Module, module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, int]:

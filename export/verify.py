@@ -18,6 +18,7 @@ from lora_edge.export.stored import LAYERS
 from lora_edge.forms import Bias, ComponentForms, Form, Gain, LowRank, NormDelta
 from lora_edge.graph import Graph
 from lora_edge.mix import Mix
+from lora_edge.scope import ALL, LINEAR, LOWRANK, SCOPES, Scope
 from lora_edge.slots import SlotTable
 
 BOUND = 2e-5  # largest error, relative to the output's largest value
@@ -35,6 +36,14 @@ class Case:
     ranks: tuple[int, ...] = ()
     rows: int = 1
     gain: Axis = None  # gains over that axis, biases and norm deltas too
+    narrow: bool = False  # on the slots of the narrowest scope alone
+
+    @property
+    def scope(self) -> Scope:
+        """The narrowest that takes what it changes."""
+        if self.gain:
+            return ALL
+        return LINEAR if self.narrow or not self.ranks else LOWRANK
 
 
 @dataclass(frozen=True)
@@ -61,25 +70,35 @@ CASES = (
     Case("rank 16", (16,)),
     Case("rank 64", (64,)),
     Case("ranks 4 and 16, 2 rows, own multipliers", (4, 16), rows=2),
+    Case("ranks 4 and 16 on Linear and 1x1 layers, 2 rows, own multipliers", (4, 16), rows=2, narrow=True),
     Case("rank 4 with gains over inputs, biases and norms", (4,), gain="in"),
     Case("ranks 4 and 8 with gains over outputs, biases and norms, 2 rows", (4, 8), rows=2, gain="out"),
 )
-PLAIN, OFF = Case("2 rows", rows=2), Case("a multiplier of 0", (16,), rows=2)
+PLAIN, OFF = Case("2 rows", rows=2), Case("a multiplier of 0", (16,), rows=2, narrow=True)
 
 
-def verify(graph: Graph, reference: "Reference", report: Callable[[Outcome], None] = lambda _: None) -> list[Outcome]:
+def verify(
+    graph: Graph,
+    reference: "Reference",
+    report: Callable[[Outcome], None] = lambda _: None,
+    scope: Scope = ALL,
+) -> list[Outcome]:
     """Compare in every case that the component has (those without slots have the first two).
 
     Args:
         graph: the exported component, opened by the caller.
         reference: what torch computes.
         report: called with each outcome as it is known.
+        scope: what the graph takes; other cases are left out.
 
     Raises:
         VerificationError: an error above `BOUND`, or a multiplier of 0 that changes a bit.
     """
     outcomes = []
+    wide = list(SCOPES.values())
     for case, expected in reference.expected.items():
+        if wide.index(case.scope) > wide.index(scope):
+            continue
         got = graph.run(reference.feeds(case))
         outcome = max((_outcome(case, got[name], array) for name, array in expected.items()), key=_relative)
         report(outcome)
@@ -164,11 +183,11 @@ class Reference:
     def _adapters(self, case: Case) -> tuple[list[ComponentForms], FloatArray]:
         """The adapters of a case, the same every time, and their multipliers [rows, or 1 for all of them, adapters]."""
         random = np.random.default_rng(case.rows + sum(case.ranks))
-        parts = [self._adapter(rank, case.gain, random) for rank in case.ranks]
+        parts = [self._adapter(rank, case, random) for rank in case.ranks]
         rows = 1 if case.gain else case.rows
         return parts, random.uniform(0.4, 1.0, (rows, len(parts))).astype(np.float32)
 
-    def _adapter(self, rank: int, gain: Axis, random: np.random.Generator) -> ComponentForms:
+    def _adapter(self, rank: int, case: Case, random: np.random.Generator) -> ComponentForms:
         """A random adapter on every slot whose update is a fifth of the weight's own spread: larger ones make the
         network chaotic, and torch in float32 would then differ from torch in float64."""
 
@@ -177,18 +196,20 @@ class Reference:
 
         slots: dict[str, tuple[Form, ...]] = {}
         for slot in self.table:
+            if not case.scope.leaves(slot):
+                continue
             down = normal(slot.patch, rank, scale=slot.patch**-0.5)
             up = normal(rank, slot.out_features, scale=0.2 * self._spreads[slot.name] * (slot.patch / rank) ** 0.5)
             forms: list[Form] = [LowRank(down, up, scale=0.5)]
-            if gain:
-                width = slot.in_features if gain == "in" else slot.out_features
-                forms.append(Gain(gain, 1 + normal(width, scale=0.05)))
+            if case.gain:
+                width = slot.in_features if case.gain == "in" else slot.out_features
+                forms.append(Gain(case.gain, 1 + normal(width, scale=0.05)))
                 forms += [Bias(normal(slot.out_features, scale=0.02))] if slot.has_bias else []
             slots[slot.name] = tuple(forms)
         norms = {
             name: NormDelta(normal(channels, scale=0.05), normal(channels, scale=0.05))
             for name, channels in self.table.norms.items()
-            if gain
+            if case.gain
         }
         return ComponentForms(slots, norms)
 

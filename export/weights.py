@@ -1,9 +1,10 @@
-"""Writing a graph with its weights beside it, and telling where each slot's own lie.
+"""Writing the graphs of a component over one file of weights, and telling where each slot's own lie.
 
 Kinds such as DoRA look at the weight that they change; the manifest says where to find it, so that no reader of
 adapters has to read ONNX.
 """
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +12,53 @@ import onnx_ir as ir
 from onnx_ir.external_data import convert_tensors_to_external
 
 from lora_edge.errors import ExportError
+from lora_edge.export.variants import Variant
 from lora_edge.slots import Slot, SlotTable
 
 EXTERNAL_FROM = 1024  # bytes from which a tensor goes into model.onnx.data; those of slots go there whatever their size
 DTYPES = {ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16"}  # spelled as safetensors does
 
 
-def write_graph(model: ir.Model, table: SlotTable, graph: Path) -> dict[str, Any]:
-    """Save a graph and its weights.
+def write_graphs(models: Mapping[Variant, ir.Model], table: SlotTable, folder: Path) -> dict[str, Any]:
+    """Save every variant of a component; the weights are written once, into `model.onnx.data`.
 
     Args:
-        model: after all passes; its tensors are replaced by references to the file.
-        table: its slots.
-        graph: the ONNX file to write; the weights go to the same name with `.data` behind it.
+        models: after all passes; their tensors are replaced by references to the file.
+        table: the slots.
+        folder: of the component.
 
     Returns:
         What the manifest says of the slots' tensors, see `lora_edge.graphweights`.
 
     Raises:
-        ExportError: the graph no longer holds a slot's weight under its own name.
+        ExportError: a graph no longer holds a slot's weight under its own name, or has weights of its own.
     """
-    data = graph.name + ".data"
+    (variant, first), *_ = models.items()
+    data = f"{variant.file}.data"
     owned = {f"{slot.name}.{leaf}" for slot in table for leaf in ("weight", "bias")}
-    values = [
-        value
-        for value in model.graph.initializers.values()
-        if value.const_value is not None and (value.name in owned or value.const_value.nbytes > EXTERNAL_FROM)
-    ]
+    values = [value for value in first.graph.initializers.values() if _lies_outside(value, owned)]
     held = [value.const_value for value in values if value.const_value is not None]
-    written = convert_tensors_to_external(held, graph.parent, data)
-    for value, tensor in zip(values, written, strict=True):
-        value.const_value = tensor
-    ir.save(model, graph)
+    written = dict(zip((value.name for value in values), convert_tensors_to_external(held, folder, data), strict=True))
+    for variant, model in models.items():
+        for value in model.graph.initializers.values():
+            if not _lies_outside(value, owned):
+                continue
+            tensor = written.get(value.name)
+            if tensor is None or value.const_value is None or tensor.shape != value.const_value.shape:
+                raise ExportError(
+                    f"{variant.file} has weights of its own in {value.name}; a pass renamed or recoded them"
+                )
+            value.const_value = tensor
+        ir.save(model, folder / variant.file)
     return {
-        "file": f"{graph.parent.name}/{data}",
-        "tensors": {slot.name: _weight(model, slot) for slot in table},
-        "biases": {slot.name: _place(model, f"{slot.name}.bias") for slot in table if slot.has_bias},
+        "file": f"{folder.name}/{data}",
+        "tensors": {slot.name: _weight(first, slot) for slot in table},
+        "biases": {slot.name: _place(first, f"{slot.name}.bias") for slot in table if slot.has_bias},
     }
+
+
+def _lies_outside(value: ir.Value, owned: Collection[str]) -> bool:
+    return value.const_value is not None and (value.name in owned or value.const_value.nbytes > EXTERNAL_FROM)
 
 
 def _weight(model: ir.Model, slot: Slot) -> dict[str, Any]:

@@ -15,7 +15,7 @@ refuses a `format` or an `abi` that it does not list.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from lora_edge.arrays import FloatArray
 from lora_edge.errors import BundleDamaged, BundleNotFound, BundleVersionError, ComponentMissing
 from lora_edge.graphweights import GraphWeights
 from lora_edge.jsonfile import read_object
+from lora_edge.scope import ALL, SCOPES
 from lora_edge.slots import ABI_VERSION, Slot, SlotTable
 from lora_edge.tensorfile import TensorFile
 
@@ -41,7 +42,8 @@ class Component:
 
     Attributes:
         name: `unet`, `text_encoder`, `vae_decoder`, …
-        graph: path of the ONNX file.
+        graph: path of the ONNX file that takes the whole contract.
+        graphs: backend -> scope -> path of the graph, from narrow to wide; all lie over the same weights.
         table: its slots.
         config: the component's own config.json.
         weights: where its slots' own weights lie; None where the manifest does not say.
@@ -52,6 +54,7 @@ class Component:
     table: SlotTable
     config: Mapping[str, Any]
     weights: GraphWeights | None = None
+    graphs: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
 
     def norms(self) -> dict[str, FloatArray]:
         """`<norm>.weight` and `<norm>.bias` -> the base's values [channels] float32."""
@@ -216,11 +219,21 @@ def _check_file(folder: Path, path: str, size: int, digest: str | None) -> None:
 
 
 def _component(folder: Path, name: str, entry: Mapping[str, Any]) -> Component:
-    graph = _inside(folder, entry["graph"])
-    if not graph.is_file():
-        raise BundleDamaged(f"{folder} lacks {entry['graph']}; copy the bundle again or export it anew")
+    graph = _graph(folder, entry["graph"])
+    told = entry.get("graphs") or {"onnxruntime": {ALL.name: entry["graph"]}}  # older bundles have one graph
+    graphs = {
+        backend: {scope: _graph(folder, path) for scope, path in files.items() if scope in SCOPES}
+        for backend, files in told.items()
+    }
     slots = tuple(Slot.from_json(item) for item in entry["slots"])
     table = SlotTable(name, slots, dict(entry["norms"]), dict(entry["facts"]))
     told = entry.get("weights")
     weights = GraphWeights.parse(told, _inside(folder, told["file"]), table) if told else None
-    return Component(name, graph, table, read_object(graph.parent / "config.json", BundleDamaged), weights)
+    return Component(name, graph, table, read_object(graph.parent / "config.json", BundleDamaged), weights, graphs)
+
+
+def _graph(folder: Path, path: str) -> Path:
+    graph = _inside(folder, path)
+    if not graph.is_file():
+        raise BundleDamaged(f"{folder} lacks {path}; copy the bundle again or export it anew")
+    return graph

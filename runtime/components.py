@@ -1,16 +1,22 @@
-"""The components of an open bundle: each graph loaded when it is first used, and never again."""
+"""The components of an open bundle: each graph loaded when it is first used, and never again.
+
+But for one change over: where a bundle has narrower graphs, which are faster, the narrowest is opened, and a wider one
+takes its place when an adapter is loaded that needs more.
+"""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
+from lora_edge.adapter import Adapter
 from lora_edge.arrays import Array
 from lora_edge.bundle import Bundle
-from lora_edge.errors import RequestError
+from lora_edge.errors import AdapterMismatch, RequestError
 from lora_edge.graph import Graph, GraphInput
 from lora_edge.runtime.backends import Backend
+from lora_edge.scope import ALL, ports_of
 
 log = logging.getLogger("lora_edge")
 
@@ -25,7 +31,44 @@ class Components:
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self._bundle, self._backend = bundle, backend
         self._graphs: dict[str, Graph] = {}
+        self._scopes = {name: list(backend.scopes(component)) for name, component in bundle.components.items()}
+        self._lacks = {name: self._lacking(name) for name in bundle.components}
         self.opened = 0
+
+    @property
+    def scopes(self) -> dict[str, str]:
+        """Component with slots -> what its graph takes."""
+        return {table.component: self._scopes[table.component][0].name for table in self._bundle.tables}
+
+    def serve(self, adapter: Adapter) -> None:
+        """Change over to the narrowest graphs that take what an adapter changes, if those in use do not.
+
+        Raises:
+            AdapterMismatch: the engine was opened for graphs that do not.
+        """
+        for name, part in adapter.components.items():
+            self._widen(name, ports_of(part, self._bundle.component(name).table))
+
+    def _widen(self, name: str, ports: Collection[str]) -> None:
+        wanted = self._lacks[name].intersection(ports)
+        if not wanted:
+            return
+        if len(self._scopes[name]) == 1:
+            raise AdapterMismatch(
+                f"{min(wanted)} is no input of the graph that was asked for; it takes {self._scopes[name][0].takes}: "
+                'open the engine with slots="auto"'
+            )
+        del self._scopes[name][0]
+        self._lacks[name] = self._lacking(name)
+        was_open = self._graphs.pop(name, None) is not None
+        self._widen(name, wanted)
+        if was_open:
+            self.graph(name)
+
+    def _lacking(self, name: str) -> frozenset[str]:
+        """Ports of the contract that the graph in use does not have."""
+        table = self._bundle.component(name).table
+        return ALL.ports(table) - self._scopes[name][0].ports(table)
 
     def graph(self, name: str) -> Graph:
         """The graph of a component.
@@ -36,8 +79,9 @@ class Components:
         """
         if name not in self._graphs:
             component = self._bundle.component(name)
-            log.info("opening the %s on %s", name, self._backend.name)
-            self._graphs[name] = self._backend.open_graph(component)
+            scope = self._scopes[name][0]
+            log.info("opening the %s on %s for %s", name, self._backend.name, scope.takes)
+            self._graphs[name] = self._backend.open_graph(component, scope)
             self.opened += 1
         return self._graphs[name]
 
@@ -54,6 +98,8 @@ class Components:
             RequestError: an input is missing, unknown, or of another shape.
             GraphFailed: the graph refused what it was fed.
         """
+        self._bundle.component(name)
+        self._widen(name, feeds.keys() | inputs.keys())  # adapters of another engine, or inputs given by name
         graph = self.graph(name)
         known = {**graph.optional, **graph.inputs}
         missing, strange = graph.inputs.keys() - inputs.keys(), inputs.keys() - known.keys()

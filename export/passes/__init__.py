@@ -1,4 +1,4 @@
-"""Graph passes: one transformation a file, each `(model, table) -> None`, changing the model in place.
+"""Graph passes: one transformation a file, each `(model, table, variant) -> None`, changing the model in place.
 
 The order is the recipe: slots go into the unoptimized graph, where each layer is still the consumer of its own weight;
 defaults come after the optimizer, which would take an overridable default for a constant.
@@ -13,8 +13,9 @@ from lora_edge.export.passes.insert_slots import insert_slots
 from lora_edge.export.passes.insert_tokens import insert_tokens
 from lora_edge.export.passes.optimize import optimize
 from lora_edge.export.passes.strip_metadata import strip_metadata
+from lora_edge.export.variants import Variant
 from lora_edge.slots import SlotTable
 
-Pass = Callable[[ir.Model, SlotTable], None]
+Pass = Callable[[ir.Model, SlotTable, Variant], None]
 
 PASSES: tuple[Pass, ...] = (insert_slots, insert_tokens, optimize, add_defaults, strip_metadata)

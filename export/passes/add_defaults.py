@@ -8,15 +8,22 @@ import numpy as np
 import onnx_ir as ir
 
 from lora_edge.arrays import Array
+from lora_edge.export.variants import Variant
 from lora_edge.slots import RANKS, SCALES, TOKENS, Slot, SlotTable
 
 
-def add_defaults(model: ir.Model, table: SlotTable) -> None:
-    """Give each adapter input the value that changes nothing."""
+def add_defaults(model: ir.Model, table: SlotTable, variant: Variant) -> None:
+    """Give each adapter input the value that changes nothing, where the variant has optional inputs at all."""
     graph = model.graph
+    if variant.scope.norms:
+        graph.inputs.extend(graph.initializers[f"{norm}.{leaf}"] for norm in table.norms for leaf in ("weight", "bias"))
+    if not variant.optional:
+        for value in graph.inputs:
+            graph.initializers.pop(value.name or "", None)
+        return
     defaults = {SCALES: np.zeros((1, 0), np.float32), RANKS: np.zeros(len(table), np.int64)}
     for slot in table:
-        defaults |= {slot.port(leaf): value for leaf, value in _neutral(slot).items()}
+        defaults |= {slot.port(leaf): value for leaf, value in neutral(slot).items()}
     for value in graph.inputs:
         name = value.name or ""
         if name == TOKENS and value.shape is not None:
@@ -24,12 +31,9 @@ def add_defaults(model: ir.Model, table: SlotTable) -> None:
         if name in defaults:
             value.const_value = ir.tensor(defaults[name], name=name)
             graph.initializers.add(value)
-    for norm in table.norms:
-        for leaf in ("weight", "bias"):
-            graph.inputs.append(graph.initializers[f"{norm}.{leaf}"])
 
 
-def _neutral(slot: Slot) -> dict[str, Array]:
+def neutral(slot: Slot) -> dict[str, Array]:
     return {
         "down": np.zeros((slot.patch, 0), np.float32),
         "up": np.zeros((0, slot.out_features), np.float32),

@@ -4,13 +4,14 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from lora_edge.errors import ExportError
-from lora_edge.export.passes.constants import Constants
+from lora_edge.export.constants import Constants
+from lora_edge.export.variants import Variant
 from lora_edge.slots import TOKENS, SlotTable
 
 EMBEDDING = "text_model.embeddings.token_embedding.weight"
 
 
-def insert_tokens(model: ir.Model, table: SlotTable) -> None:
+def insert_tokens(model: ir.Model, table: SlotTable, variant: Variant) -> None:
     """Look ids below vocab_size up in the base, and the others in `lora.tokens` [n, dim].
 
     What else reads the ids (pooling looks for the end-of-text token) sees id 0 in place of the added ones. Graphs

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from onnx_ir.passes import PassManager, Sequential, common
 from onnxscript.optimizer import fold_constants_ir
 
+from lora_edge.export.variants import Variant
 from lora_edge.slots import SlotTable
 
 _CLEAN = Sequential(
@@ -18,7 +19,7 @@ _CLEAN = Sequential(
 )
 
 
-def optimize(model: ir.Model, table: SlotTable) -> None:
+def optimize(model: ir.Model, table: SlotTable, variant: Variant) -> None:
     """Optimize in place; weights and graph inputs keep their names."""
     fold_constants_ir(model, onnx_shape_inference=False)
     _CLEAN(model)

@@ -17,7 +17,8 @@ from lora_edge.bundle import Bundle, sha256
 from lora_edge.export import verify
 from lora_edge.export.build import Listener
 from lora_edge.export.slotted import placement
-from lora_edge.export.weights import write_graph
+from lora_edge.export.variants import VARIANTS
+from lora_edge.export.weights import write_graphs
 from lora_edge.runtime.engine import Engine
 from lora_edge.slots import Slot, SlotTable
 
@@ -165,7 +166,7 @@ def test_a_pass_that_loses_a_weight_is_noticed(tmp_path: Path) -> None:
     held = ir.Value(name="a.bias", const_value=ir.tensor(np.zeros(4, np.float32), name="a.bias"))
     model = ir.Model(ir.Graph([], [], nodes=[], initializers=[held]), ir_version=10)
     with pytest.raises(errors.ExportError, match=r"has no tensor a\.weight; a pass renamed, folded or recoded it"):
-        write_graph(model, SlotTable("unet", (Slot("a", 4, 4),)), tmp_path / "model.onnx")
+        write_graphs({VARIANTS[0]: model}, SlotTable("unet", (Slot("a", 4, 4),)), tmp_path)
 
 
 def test_base_values_of_norms_lie_in_the_bundle(tiny_bundle: Path, tiny_model: Path) -> None:

@@ -1,0 +1,71 @@
+"""What a pattern is: how one layer and its update are written down in ONNX operators."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.tape import Tape
+
+from lora_edge.export.constants import Constants
+from lora_edge.slots import Slot
+
+
+@dataclass
+class Layer:
+    """One layer found in the plain graph."""
+
+    slot: Slot
+    x: ir.Value
+    weight: ir.Value
+    bias: ir.Value | None
+    result: ir.Value
+    nodes: tuple[ir.Node, ...]
+
+    @property
+    def last(self) -> ir.Node:
+        return self.nodes[-1]
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether x is [rows, positions, in]; a time embedding's is [rows, in]."""
+        return len(self.x.shape or ()) == 3
+
+    def transposed(self) -> ir.Value:
+        """The weight of a Linear as [in, out], which is how onnxruntime multiplies; written when the file is."""
+        held = self.weight.const_value
+        assert held is not None
+        out_features, in_features = held.shape
+
+        def turned() -> ir.TensorProtocol:
+            return ir.tensor(np.ascontiguousarray(held.numpy().T), name=self.weight.name)
+
+        shape = ir.Shape([in_features, out_features])
+        self.weight.const_value = ir.LazyTensor(turned, dtype=held.dtype, shape=shape, name=self.weight.name)
+        self.weight.shape = shape
+        return self.weight
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a pattern is written.
+
+    Attributes:
+        tape: takes the nodes.
+        layer: the plain layer.
+        inputs: leaf -> the slot's graph input.
+        scale: [rows or 1, r] float32, the slot's part of `lora.scales`.
+        flat_maps: [3] int64, see `patterns.shapes`.
+        constant: makes small constants.
+    """
+
+    tape: Tape
+    layer: Layer
+    inputs: Mapping[str, ir.Value]
+    scale: ir.Value
+    flat_maps: ir.Value
+    constant: Constants
+
+
+Pattern = Callable[[Site], ir.Value]
+"""Writes the layer at a site and returns its result."""

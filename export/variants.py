@@ -1,0 +1,56 @@
+"""The graphs of a component: one trace, one file of weights, a graph for each scope and each program that runs it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+
+from lora_edge.export.patterns import lowrank, whole
+from lora_edge.export.patterns.pattern import Pattern
+from lora_edge.export.patterns.plain import plain
+from lora_edge.scope import ALL, LINEAR, LOWRANK, NONE, Scope
+from lora_edge.slots import Slot, SlotTable
+
+Chooser = Callable[[Slot], Pattern]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One graph.
+
+    Attributes:
+        runs_on: the backend that it is written for.
+        scope: what updates it takes.
+        file: its name in the component's folder.
+        pattern: slot -> how the layer is written.
+        optional: whether adapter inputs have defaults; OpenVINO reads plain inputs alone.
+    """
+
+    runs_on: str
+    scope: Scope
+    file: str
+    pattern: Chooser
+    optional: bool = True
+
+
+def _onnxruntime(module: ModuleType, scope: Scope) -> Chooser:
+    """By (is a Conv, placement); layers outside the scope stay plain."""
+    patterns: Mapping[tuple[bool, str], Pattern] = {
+        (False, "activation"): module.linear_activation,
+        (False, "weight"): module.linear_weight,
+        (True, "activation"): module.conv_activation,
+    }
+    return lambda slot: patterns[slot.kernel is not None, slot.placement] if scope.leaves(slot) else plain
+
+
+VARIANTS = (  # the first one writes the weights, the others lie over them
+    Variant("onnxruntime", ALL, "model.onnx", _onnxruntime(whole, ALL)),
+    Variant("onnxruntime", LOWRANK, "model_lowrank.onnx", _onnxruntime(lowrank, LOWRANK)),
+    Variant("onnxruntime", LINEAR, "model_linear.onnx", _onnxruntime(lowrank, LINEAR)),
+)
+WITHOUT = Variant("onnxruntime", NONE, "model_plain.onnx", lambda slot: plain)
+"""The limit that benchmarks compare with; not part of bundles."""
+
+
+def variants(table: SlotTable) -> tuple[Variant, ...]:
+    """Those that a component is exported with: text encoders and VAEs are run once an image, and one graph will do."""
+    return VARIANTS if any(slot.kernel for slot in table) else VARIANTS[:1]
