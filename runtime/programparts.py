@@ -111,6 +111,8 @@ def open_parts(graph: Path, entry: Mapping[str, Any], table: SlotTable) -> Parts
                 f"{program.path} has the weight of {slot.name} as {found}, where the slot is {slot.weight_shape}; "
                 "export it again"
             )
+    if EMBEDDING in wanted and placed[EMBEDDING].ndim != 2:
+        raise BundleDamaged(f"{EMBEDDING} of {program.path} is no table of rows; export it again")
     return Parts(program, inputs, outputs, table, {name: placed[name] for name in wanted})
 
 

@@ -15,7 +15,7 @@ from lora_edge import errors
 from lora_edge.bundle import MANIFEST, Bundle
 from lora_edge.runtime.engine import Engine
 from lora_edge.runtime.programfile import read_program
-from lora_edge.runtime.programparts import open_parts, program_of
+from lora_edge.runtime.programparts import EMBEDDING, open_parts, program_of
 from lora_edge.runtime.torchprogram import TorchGraph
 
 COMPONENTS = ("unet", "text_encoder", "vae_decoder", "vae_encoder")
@@ -243,6 +243,7 @@ SLOT = "text_model.encoder.layers.0.mlp.fc1.weight"
         ("should lie at bytes", lambda told: told["tensors"][SLOT].update(offset=-4)),
         ("should lie at bytes", lambda told: told["tensors"][SLOT].update(shape=[2**40, 64])),
         ("as .* where the slot is", lambda told: told["tensors"][SLOT].update(transposed=False)),
+        ("is no table of rows", lambda told: told["tensors"][EMBEDDING].update(shape=[64])),
         ("nothing says where", lambda told: told["tensors"].pop(SLOT)),
         ("lacks or misspells", lambda told: told["tensors"][SLOT].update(dtype="F8")),
         ("lacks or misspells", lambda told: told.pop("outputs")),
