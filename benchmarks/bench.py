@@ -39,7 +39,7 @@ class Player:
 
     def keep(self, key: str, files: Files) -> None:
         """Make an adapter resident unless it is."""
-        if key not in self._held:
+        if key not in self._held or CONTESTANTS[self.worker.name].single:
             self.load(key, files)
             self._held.add(key)
 

@@ -116,13 +116,11 @@ class Places:
         return self.folder / "openvino"
 
     def plain(self) -> dict[str, Path]:
-        """Component -> graph without LoRA inputs: the bundle's own where it has one."""
+        """Component -> graph without LoRA inputs."""
         made = {}
         for component in ("unet", "text_encoder", "vae_decoder"):
-            own = self.bundle / component / "model_plain.onnx"
-            apart = self.folder / "plain" / component / "model.onnx"
-            slotless = self.bundle / component / "model.onnx"
-            made[component] = own if own.is_file() else slotless if component == "vae_decoder" else apart
+            place = self.bundle if component == "vae_decoder" else self.folder / "plain"  # it has no slots
+            made[component] = place / component / "model.onnx"
         return made
 
     def prepare(self, need: str) -> None:
@@ -153,7 +151,7 @@ class Places:
         self._bundle()
         for component, path in self.plain().items():
             if not path.is_file():
-                _run(sys.executable, "-m", "benchmarks.plain", str(self.model), component, str(path))
+                _run(sys.executable, "-m", "benchmarks.plain", str(self.model), component, str(self.bundle), str(path))
 
     def _openvino(self) -> None:
         """As optimum-intel's guide says, weights in float16."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Role = Literal["ours", "limit", "peer"]
+Role = Literal["ours", "wider", "limit", "peer"]
 
 
 @dataclass(frozen=True)
@@ -14,13 +14,15 @@ class Entry:
     Attributes:
         title: as tables call it.
         module: of `benchmarks.contestants`, run as a process.
-        role: ours, the limit (the same graph without LoRA inputs), or a peer.
+        role: ours; ours with a graph that takes more than most adapters need; the limit (the same graph without LoRA
+            inputs); or a peer.
         environment: a name in `benchmarks.peers.ENVIRONMENTS`, or "" for the one that runs the benchmarks.
         settings: passed to the contestant.
-        limit: the name of the contestant that is the limit of this one.
+        limit: the name of the contestant that is the limit of this one; none where its library runs no plain graph.
         weight: bytes of memory per parameter of the UNet that it may take, by which a machine's memory is shared out.
         models: the models that it can run; none for all.
         lazy: whether what the first step after a change takes longer belongs to the change.
+        single: whether loading an adapter replaces the one before.
         needs: what of a model it reads besides the checkpoint: `bundle`, `plain`, `openvino`.
     """
 
@@ -33,6 +35,7 @@ class Entry:
     weight: float = 5.0
     models: tuple[str, ...] = ()
     lazy: bool = False
+    single: bool = False
     needs: tuple[str, ...] = ()
 
 
@@ -41,29 +44,38 @@ CONTESTANTS: Mapping[str, Entry] = {
         "lora-edge, onnxruntime", "lora_edge", "ours",
         settings={"backend": "onnxruntime"}, limit="plain-ort", needs=("bundle",),
     ),
+    "lora-edge-ort-lowrank": Entry(
+        "lora-edge, onnxruntime, slots in every layer", "lora_edge", "wider",
+        settings={"backend": "onnxruntime", "slots": "lowrank"}, limit="plain-ort", needs=("bundle",),
+    ),
     "lora-edge-ort-all": Entry(
-        "lora-edge, onnxruntime, all slots", "lora_edge", "ours",
+        "lora-edge, onnxruntime, the whole contract", "lora_edge", "wider",
         settings={"backend": "onnxruntime", "slots": "all"}, limit="plain-ort", needs=("bundle",),
     ),
     "lora-edge-ov": Entry(
         "lora-edge, OpenVINO bf16", "lora_edge", "ours",
         settings={"backend": "openvino", "precision": "bf16"}, limit="plain-ov", weight=7.0, needs=("bundle",),
     ),
-    "lora-edge-ov-f32": Entry(
-        "lora-edge, OpenVINO f32", "lora_edge", "ours",
-        settings={"backend": "openvino", "precision": "f32"}, limit="plain-ov-f32", weight=9.0, needs=("bundle",),
+    "lora-edge-ov-lowrank": Entry(
+        "lora-edge, OpenVINO bf16, slots in every layer", "lora_edge", "wider",
+        settings={"backend": "openvino", "precision": "bf16", "slots": "lowrank"}, limit="plain-ov", weight=7.0,
+        needs=("bundle",),
+    ),
+    "lora-edge-ov-fp32": Entry(
+        "lora-edge, OpenVINO fp32", "lora_edge", "ours",
+        settings={"backend": "openvino", "precision": "fp32"}, limit="plain-ov-fp32", weight=9.0, needs=("bundle",),
     ),
     "lora-edge-torch": Entry(
         "lora-edge, torch program", "lora_edge", "ours",
-        settings={"backend": "torch"}, limit="plain-ort", weight=6.0, needs=("bundle",),
+        settings={"backend": "torch"}, weight=6.0, needs=("bundle",),
     ),
     "plain-ort": Entry("graph without LoRA inputs, onnxruntime", "plain_onnxruntime", "limit", needs=("plain",)),
     "plain-ov": Entry(
         "graph without LoRA inputs, OpenVINO bf16", "plain_openvino", "limit", "openvino",
         settings={"precision": "bf16"}, weight=7.0, needs=("plain",),
     ),
-    "plain-ov-f32": Entry(
-        "graph without LoRA inputs, OpenVINO f32", "plain_openvino", "limit", "openvino",
+    "plain-ov-fp32": Entry(
+        "graph without LoRA inputs, OpenVINO fp32", "plain_openvino", "limit", "openvino",
         settings={"precision": "f32"}, weight=9.0, needs=("plain",),
     ),
     "diffusers-fp32": Entry(
@@ -74,7 +86,7 @@ CONTESTANTS: Mapping[str, Entry] = {
     ),
     "diffusers-hotswap": Entry(
         "diffusers + PEFT hot-swap, torch.compile bf16", "diffusers_hotswap", "peer",
-        settings={"dtype": "bfloat16"}, weight=4.5, lazy=True,
+        settings={"dtype": "bfloat16"}, weight=4.5, lazy=True, single=True,
     ),
     "diffusers-fuse": Entry(
         "diffusers fuse_lora (merge), bf16", "diffusers_fuse", "peer", settings={"dtype": "bfloat16"}, weight=3.0

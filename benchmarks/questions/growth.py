@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.bench import Bench
-from benchmarks.contestants import CONTESTANTS, named
+from benchmarks.contestants import CONTESTANTS
 from benchmarks.models import Model
-from benchmarks.questions.step_time import NONE, side_by_side
+from benchmarks.questions.step_time import NONE, limited, side_by_side
 from benchmarks.steps import Case, compare
 
 RANK = 16
@@ -21,7 +21,7 @@ COUNTS = (1, 2, 4, 6, 8, 10)
 
 
 def measure(bench: Bench, model: Model) -> Iterator[dict[str, Any]]:
-    for name in bench.chosen(named("ours"), model):
+    for name in limited(bench, model, "ours"):
         plain = Case(CONTESTANTS[name].limit, NONE)
         cases = [
             Case(name, f"{count} of rank {rank}", side_by_side(count, rank), facts={"adapters": count, "lanes": lanes})

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.adapter_files import Spec
 from benchmarks.bench import Bench, Chosen
-from benchmarks.contestants import CONTESTANTS, named
+from benchmarks.contestants import CONTESTANTS, Role, named
 from benchmarks.models import Model
 from benchmarks.steps import Case, compare
 
@@ -25,20 +25,26 @@ def side_by_side(count: int, rank: int) -> Chosen:
     return tuple((Spec(rank, seed=seed), 1.0 / count) for seed in range(count))
 
 
-BARS = {
+BARS: dict[str, Chosen] = {
     NONE: (),
     "1 of rank 128": side_by_side(1, 128),
     "3 of rank 32": side_by_side(3, 32),
     "10 of rank 16": side_by_side(10, 16),
-    "LoCon 32, conv 16": ((Spec(32, 16), 1.0),),
 }
 SWEEP = {f"{count} of rank {rank}": side_by_side(count, rank) for count in (1, 3) for rank in (4, 16, 32, 64, 128)}
+WIDER = {NONE: (), "1 of rank 128": side_by_side(1, 128), "LoCon 32, conv 16": ((Spec(32, 16), 1.0),)}
+
+
+def limited(bench: Bench, model: Model, *roles: Role) -> tuple[str, ...]:
+    """Those of the roles whose library runs the plain graph too."""
+    return tuple(name for name in bench.chosen(named(*roles), model) if CONTESTANTS[name].limit)
 
 
 def measure(bench: Bench, model: Model) -> Iterator[dict[str, Any]]:
-    for name in bench.chosen(named("ours"), model):
+    for name in limited(bench, model, "ours", "wider"):
         plain = Case(CONTESTANTS[name].limit, NONE)
         for latents in model.latents:
-            wanted = BARS | SWEEP if latents == model.latents[0] else BARS
+            ours = BARS | SWEEP if latents == model.latents[0] else BARS
+            wanted = WIDER if CONTESTANTS[name].role == "wider" else ours
             cases = [Case(name, title, adapters) for title, adapters in wanted.items()]
             yield from compare(bench, "step_time", model, latents, [plain, *cases], dict.fromkeys(cases, plain))
