@@ -1,6 +1,6 @@
 """checkpoint -> bundle, top to bottom: load, trace once, insert the slots, write, verify against torch, rename."""
 
-import gc
+import functools
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,6 +18,7 @@ from lora_edge.export.checkpoint import Checkpoint, Part, settings_of
 from lora_edge.export.coreml import write as coreml_folder
 from lora_edge.export.coreml.library import library
 from lora_edge.export.coreml.options import Options
+from lora_edge.export.memory import release
 from lora_edge.export.passes import PASSES
 from lora_edge.export.program import write_program
 from lora_edge.export.slotted import REFERENCE_ROWS, slot_table
@@ -145,25 +146,25 @@ def _export(
         program = write_program(captured, recipe, module, table, example, next(iter(models.values())), folder)
     graphs = _list_graphs(models, folder.name)
     del model, models, captured
-    gc.collect()
+    release()
     stage(4)
     reference = Reference(recipe, module, table, example)
     del module
-    gc.collect()
 
-    def compared(graph: Graph, told: str, scope: Scope = ALL) -> list[dict[str, Any]]:
-        outcomes = verify(graph, reference, lambda outcome: listener.outcome(told, outcome), scope)
+    def compared(opened: Callable[[], Graph], told: str, scope: Scope = ALL) -> list[dict[str, Any]]:
+        release()
+        outcomes = verify(opened(), reference, lambda outcome: listener.outcome(told, outcome), scope)
         return [outcome.to_json() for outcome in outcomes]
 
-    outcomes = compared(open_graph(graph), recipe.component)
+    outcomes = compared(functools.partial(open_graph, graph), recipe.component)
     narrower = {
-        name: compared(open_graph(partial / path), f"{recipe.component} ({name})", SCOPES[name])
+        name: compared(functools.partial(open_graph, partial / path), f"{recipe.component} ({name})", SCOPES[name])
         for name, path in graphs["onnxruntime"].items()
         if name != ALL.name
     }
     if open_program and program:
-        opened = open_program(graph, program, table)
-        program["verification"] = compared(opened, f"{recipe.component} (torch)")
+        run_by_torch = functools.partial(open_program, graph, program, table)
+        program["verification"] = compared(run_by_torch, f"{recipe.component} (torch)")
     return {
         "graph": graph.relative_to(partial).as_posix(),
         "graphs": graphs,
