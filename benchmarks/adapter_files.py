@@ -15,6 +15,7 @@ from lora_edge.runtime.ortadapter import write_onnx_adapters
 from lora_edge.slots import Slot
 
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+SIZE = 0.03  # of the numbers: a change of a tenth of the weights' own size, which no precision swallows
 OUTSIDE = ("conv_in", "conv_out", "time_embedding")  # which LyCORIS' networks leave alone by default
 
 
@@ -87,7 +88,7 @@ def _tensors(spec: Spec, bundle: Bundle) -> dict[str, np.ndarray]:
     random = np.random.default_rng(spec.seed)
 
     def normal(*shape: int) -> np.ndarray:
-        return (random.standard_normal(shape, np.float32) * 0.01).astype(np.float16)
+        return (random.standard_normal(shape, np.float32) * SIZE).astype(np.float16)
 
     tensors = {}
     for slot in next(table for table in bundle.tables if table.component == "unet"):

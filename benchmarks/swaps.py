@@ -8,6 +8,7 @@ swap happens inside the next step (`lazy`) it is the swap.
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.bench import Bench, Player
@@ -24,9 +25,21 @@ Change = Callable[[Player, int], float]
 
 
 def measure_changes(
-    bench: Bench, question: str, model: Model, names: tuple[str, ...], reference: str, changes: Mapping[str, Change]
+    bench: Bench,
+    question: str,
+    model: Model,
+    names: tuple[str, ...],
+    reference: str,
+    changes: Mapping[str, Change],
+    own: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[dict[str, Any]]:
-    """Lines of every change of every contestant; ratios are to the same change of the reference, in the same rounds."""
+    """Lines of every change of every contestant.
+
+    Args:
+        reference: the contestant whose same change ratios are made with, in the same rounds.
+        changes: title -> change.
+        own: titles of changes whose ratio is made with another one of the same contestant.
+    """
     seen: set[str] = set()
     for group in bench.groups(names, (reference,), model):
         players = bench.players(group, model)
@@ -45,10 +58,11 @@ def measure_changes(
             player = players[name]
             if name in seen or not isinstance(player, Player):
                 continue
-            beside = made.get((reference, title), ())
+            against = (name, own[title]) if title in own else (reference, title)
+            beside = made.get(against, ())
             after = late[name, title][-len(values) :]
             facts = {"later": spread(after), "lazy": CONTESTANTS[name].lazy, **player.facts}
-            what = f"{reference}: {title}" if len(beside) else ""
+            what = ": ".join(against) if len(beside) else ""
             yield Line(question, model.name, name, title, "s", values, beside, what, facts).to_json()
         seen |= {*group}
 

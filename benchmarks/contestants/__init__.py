@@ -23,6 +23,7 @@ class Entry:
         models: the models that it can run; none for all.
         lazy: whether what the first step after a change takes longer belongs to the change.
         single: whether loading an adapter replaces the one before.
+        borrows: whether it runs on a graph that we made.
         needs: what of a model it reads besides the checkpoint: `bundle`, `plain`, `openvino`.
     """
 
@@ -36,6 +37,7 @@ class Entry:
     models: tuple[str, ...] = ()
     lazy: bool = False
     single: bool = False
+    borrows: bool = False
     needs: tuple[str, ...] = ()
 
 
@@ -96,7 +98,7 @@ CONTESTANTS: Mapping[str, Entry] = {
         weight=6.0, lazy=True, needs=("openvino",),
     ),
     "ort-adapters": Entry(
-        "ONNX Runtime LoraAdapter, on our bundle", "onnxruntime_adapter", "peer", needs=("bundle",)
+        "ONNX Runtime LoraAdapter, on our bundle", "onnxruntime_adapter", "peer", borrows=True, needs=("bundle",)
     ),
     "sd-cpp": Entry(
         "stable-diffusion.cpp", "stable_diffusion_cpp", "peer", "sdcpp", weight=4.0, lazy=True, models=("sd15",)

@@ -27,6 +27,7 @@ def side_by_side(count: int, rank: int) -> Chosen:
 
 BARS: dict[str, Chosen] = {
     NONE: (),
+    "1 of rank 16": side_by_side(1, 16),
     "1 of rank 128": side_by_side(1, 128),
     "3 of rank 32": side_by_side(3, 32),
     "10 of rank 16": side_by_side(10, 16),

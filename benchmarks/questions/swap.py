@@ -4,7 +4,8 @@ Method: two random adapters of rank 16 on attention and feed-forward layers of t
 the program has not seen, just written and so in the page cache, is loaded and made active. From a pack:
 likewise, where the program has such files; beside it the time to copy the pack's bytes into fresh memory.
 Resident: the other of two loaded ones is made active. Mix: both, at 0.6 and 0.4. `benchmarks/swaps.py` says
-what is timed; every program is asked as its own guide says. Ratios are to lora-edge on onnxruntime.
+what is timed; every program is asked as its own guide says. Ratios are to lora-edge on onnxruntime; a pack's to the
+copy of its bytes.
 Machine: stands in every line.
 Result: benchmarks/results/swap.*.jsonl, docs/plots/swap.png.
 """
@@ -37,8 +38,10 @@ def measure(bench: Bench, model: Model) -> Iterator[dict[str, Any]]:
     yield from measure_changes(bench, "swap", model, everybody, REFERENCE, changes)
     for title, form in PACKED.items():
         files = {"file": second[1][form]}
-        packs = {title: partial(from_file, files), f"copy of the {title}": partial(copy, files["file"])}
-        yield from measure_changes(bench, "swap", model, bench.chosen(named("ours"), model), REFERENCE, packs)
+        copied = f"copy of the {title}"
+        packs = {title: partial(from_file, files), copied: partial(copy, files["file"])}
+        ours = bench.chosen(named("ours"), model)
+        yield from measure_changes(bench, "swap", model, ours, REFERENCE, packs, {title: copied})
 
 
 def from_file(files: Files, player: Player, turn: int) -> float:
