@@ -5,8 +5,8 @@ from onnx_ir.tape import Tape
 
 from lora_edge.errors import ExportError
 from lora_edge.export.constants import Constants
+from lora_edge.export.patterns.lanes import lanes
 from lora_edge.export.patterns.pattern import Layer, Site
-from lora_edge.export.patterns.shapes import flat_maps
 from lora_edge.export.variants import Variant
 from lora_edge.slots import RANKS, SCALES, Slot, SlotTable
 
@@ -27,14 +27,11 @@ def insert_slots(model: ir.Model, table: SlotTable, variant: Variant) -> None:
     graph, constant = model.graph, Constants(model.graph)
     scales = _add_input(graph, SCALES, ["scale_rows", "total_rank"], ir.DataType.FLOAT)
     ranks = _add_input(graph, RANKS, [len(table)], ir.DataType.INT64)
-    split = ir.node("Split", [scales, ranks], attributes={"axis": 1}, num_outputs=len(table), name="lora.split")
-    graph.insert_before(graph[0], [split])
-    for slot, scale, shape in zip(table, split.outputs, flat_maps(graph, constant, ranks, len(table)), strict=True):
-        scale.name, scale.dtype = f"lora.{slot.name}.scale", ir.DataType.FLOAT
+    for slot, own in zip(table, lanes(graph, constant, scales, ranks, len(table)), strict=True):
         layer = _find(graph, slot)  # found one by one: a layer's input may be what the last one was replaced by
         inputs = {leaf: _input(graph, slot, leaf) for leaf in variant.scope.leaves(slot)}
         tape = Tape()
-        replacement = variant.pattern(slot)(Site(tape, layer, inputs, scale, shape, constant))
+        replacement = variant.pattern(slot)(Site(tape, layer, inputs, own, constant))
         graph.insert_before(layer.last, list(tape.nodes))
         replacement.shape, replacement.dtype = layer.result.shape, layer.result.dtype
         replacement.name, layer.result.name = layer.result.name, None  # it may be an output of the graph

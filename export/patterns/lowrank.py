@@ -4,19 +4,22 @@ import onnx_ir as ir
 
 from lora_edge.export.patterns.pattern import Site
 from lora_edge.export.patterns.plain import plain
-from lora_edge.export.patterns.updates import along_activations, into_weight, of_maps
+from lora_edge.export.patterns.updates import along_activations, into_weight, of_maps, product
 
 
 def linear_activation(site: Site) -> ir.Value:
-    """The update is computed beside the layer."""
-    return site.tape.op("Add", [plain(site), along_activations(site)])
+    """The update is computed beside the layer; without lanes, adding it is adding the bias."""
+    op, layer = site.tape.op, site.layer
+    update = along_activations(site)
+    if layer.bias is not None:
+        update = op("Add", [update, layer.bias])
+    return op("Add", [op("MatMul", [layer.x, layer.transposed()]), update])
 
 
 def linear_weight(site: Site) -> ir.Value:
     """The update goes into the weight: cheaper for layers that see many rows."""
-    op, layer = site.tape.op, site.layer
-    product = op("MatMul", [layer.x, into_weight(site, layer.transposed())])
-    return product if layer.bias is None else op("Add", [product, layer.bias])
+    made = product(site, into_weight(site, site.layer.transposed()))
+    return made if site.layer.bias is None else site.tape.op("Add", [made, site.layer.bias])
 
 
 def conv_activation(site: Site) -> ir.Value:

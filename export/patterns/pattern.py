@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from lora_edge.export.constants import Constants
+from lora_edge.export.patterns.lanes import Lanes
 from lora_edge.slots import Slot
 
 
@@ -54,16 +55,14 @@ class Site:
         tape: takes the nodes.
         layer: the plain layer.
         inputs: leaf -> the slot's graph input.
-        scale: [rows or 1, r] float32, the slot's part of `lora.scales`.
-        flat_maps: [3] int64, see `patterns.shapes`.
+        lanes: the slot's scales, and shapes that depend on its rank.
         constant: makes small constants.
     """
 
     tape: Tape
     layer: Layer
     inputs: Mapping[str, ir.Value]
-    scale: ir.Value
-    flat_maps: ir.Value
+    lanes: Lanes
     constant: Constants
 
 

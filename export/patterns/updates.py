@@ -8,18 +8,31 @@ _EMPTY = {"allowzero": 1}  # a 0 in a shape means 0, not "as the input has it"
 
 
 def along_activations(site: Site) -> ir.Value:
-    """((x @ down) * scale) @ up: as the layer's result."""
-    op, inputs = site.tape.op, site.inputs
-    scale = op("Unsqueeze", [site.scale, site.constant(1)]) if site.layer.has_positions else site.scale
-    lanes = op("Mul", [op("MatMul", [site.layer.x, inputs["down"]]), scale])
-    return op("MatMul", [lanes, inputs["up"]])
+    """((x @ down) * scale) @ up: as the layer's result, or one row without lanes."""
+    op, inputs, lanes = site.tape.op, site.inputs, site.lanes
+    made = op("MatMul", [site.layer.x, inputs["down"]])
+    if not site.layer.has_positions:  # so small that one row in place of all saves nothing
+        return op("MatMul", [op("Mul", [made, lanes.scale]), inputs["up"]])
+    made = op("Reshape", [op("Mul", [made, lanes.scale_rows]), lanes.rows], _EMPTY)
+    return op("MatMul", [made, inputs["up"]])
 
 
 def into_weight(site: Site, weight: ir.Value) -> ir.Value:
     """W + (down * scale) @ up: [rows or 1, in, out]."""
     op, inputs = site.tape.op, site.inputs
-    lanes = op("Mul", [inputs["down"], op("Unsqueeze", [site.scale, site.constant(1)])])
-    return op("Add", [weight, op("MatMul", [lanes, inputs["up"]])])
+    return op("Add", [weight, op("MatMul", [op("Mul", [inputs["down"], site.lanes.scale_rows]), inputs["up"]])])
+
+
+def product(site: Site, weight: ir.Value) -> ir.Value:
+    """x @ weight, of [rows or 1, in, out].
+
+    Where one weight serves all rows, it is one product, not one for each row: a weight that changes is laid out anew in
+    every product.
+    """
+    op, slot, constant = site.tape.op, site.layer.slot, site.constant
+    taken = op("Concat", [site.lanes.sets, constant(-1, slot.in_features)], {"axis": 0})
+    given = op("Concat", [site.lanes.batch, constant(-1, slot.out_features)], {"axis": 0})
+    return op("Reshape", [op("MatMul", [op("Reshape", [site.layer.x, taken]), weight]), given])
 
 
 def of_maps(site: Site) -> ir.Value:
@@ -30,9 +43,8 @@ def of_maps(site: Site) -> ir.Value:
     """
     op, slot, constant = site.tape.op, site.layer.slot, site.constant
     kh, kw = slot.kernel or (1, 1)
-    down = op("Transpose", [site.inputs["down"]], {"perm": [1, 0]})
+    down, up = (op("Transpose", [site.inputs[leaf]], {"perm": [1, 0]}) for leaf in ("down", "up"))
     down = op("Reshape", [down, constant(0, slot.in_features, kh, kw)])  # a 0 keeps the rank, also rank 0
-    lanes = op("Conv", [site.layer.x, down], dict(site.layer.last.attributes))
-    lanes = op("Mul", [lanes, op("Unsqueeze", [site.scale, constant(2, 3)])])
-    up = op("Transpose", [site.inputs["up"]], {"perm": [1, 0]})
-    return op("MatMul", [up, op("Reshape", [lanes, site.flat_maps], _EMPTY)])
+    made = op("Conv", [site.layer.x, down], dict(site.layer.last.attributes))
+    made = op("Mul", [op("Reshape", [made, site.lanes.maps], _EMPTY), site.lanes.scale_maps])
+    return op("MatMul", [up, made])

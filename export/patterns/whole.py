@@ -3,7 +3,7 @@
 import onnx_ir as ir
 
 from lora_edge.export.patterns.pattern import Site
-from lora_edge.export.patterns.updates import along_activations, into_weight, of_maps
+from lora_edge.export.patterns.updates import along_activations, into_weight, of_maps, product
 
 
 def linear_activation(site: Site) -> ir.Value:
@@ -11,7 +11,7 @@ def linear_activation(site: Site) -> ir.Value:
     op, inputs = site.tape.op, site.inputs
     base = op("MatMul", [op("Mul", [site.layer.x, inputs["gain_in"]]), site.layer.transposed()])
     base = op("Mul", [base, inputs["gain_out"]])
-    return op("Add", [op("Add", [base, along_activations(site)]), _biases(site)])
+    return op("Add", [base, op("Add", [along_activations(site), _biases(site)])])
 
 
 def linear_weight(site: Site) -> ir.Value:
@@ -19,7 +19,7 @@ def linear_weight(site: Site) -> ir.Value:
     op, inputs = site.tape.op, site.inputs
     gain_in = op("Unsqueeze", [inputs["gain_in"], site.constant(1)])
     gained = op("Mul", [op("Mul", [site.layer.transposed(), gain_in]), inputs["gain_out"]])
-    return op("Add", [op("MatMul", [site.layer.x, into_weight(site, gained)]), _biases(site)])
+    return op("Add", [product(site, into_weight(site, gained)), _biases(site)])
 
 
 def conv_activation(site: Site) -> ir.Value:
