@@ -1,7 +1,7 @@
 """The exported graph against the torch module it was made from, before anyone sees the bundle."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from lora_edge.arrays import Array, FloatArray
 from lora_edge.errors import VerificationError
+from lora_edge.export.changed import changed_weight, changed_while_used
 from lora_edge.export.recipes import Recipe
 from lora_edge.export.stored import LAYERS
 from lora_edge.forms import Bias, ComponentForms, Form, Gain, LowRank, NormDelta
@@ -22,7 +23,6 @@ from lora_edge.scope import ALL, LINEAR, LOWRANK, SCOPES, Scope
 from lora_edge.slots import SlotTable
 
 BOUND = 2e-5  # largest error, relative to the output's largest value
-BLOCK = 1 << 20  # float64 elements of a weight that are computed at a time: 8 MB
 
 
 Axis: TypeAlias = Literal["in", "out"] | None
@@ -238,55 +238,11 @@ def _torch(
                 name, base = held[f"{norm}.{leaf}"]
                 small[name] = small.get(name, base) + m * torch.from_numpy(array)
     changes = {held[f"{name}.weight"][0].removesuffix(".weight"): given for name, given in forms.items()}
+    layers = {name: layer for name, layer in wrapped.named_modules() if isinstance(layer, LAYERS)}
+    room = torch.empty(max(layer.weight.numel() for layer in layers.values()))  # one for all: they are used in turn
     with contextlib.ExitStack() as hooks, torch.no_grad():
-        for name, layer in wrapped.named_modules():
-            if isinstance(layer, LAYERS):
-                changed = partial(changed_weight, layer.weight.detach(), changes.get(name, []))
-                hooks.enter_context(changed_while_used(layer, changed))
+        for name, layer in layers.items():
+            changed = partial(changed_weight, layer.weight.detach(), changes.get(name, []), room)
+            hooks.enter_context(changed_while_used(layer, changed))
         outputs = functional_call(wrapped, small, inputs)
     return [tensor.numpy() for tensor in (outputs if isinstance(outputs, tuple) else (outputs,))]
-
-
-@contextlib.contextmanager
-def changed_while_used(layer: nn.Module, changed: Callable[[], Tensor]) -> Iterator[None]:
-    """Give a layer another weight for the time of its own forward: two models' weights would not fit into memory."""
-    parameter = layer.weight
-    base = parameter.data
-
-    def before(*_: object) -> None:
-        parameter.data = changed()
-
-    def after(*_: object) -> None:
-        parameter.data = base
-
-    handles = (layer.register_forward_pre_hook(before), layer.register_forward_hook(after, always_call=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def changed_weight(weight: Tensor, forms: Sequence[tuple[float, Form]]) -> Tensor:
-    """W' of `lora_edge.forms`, computed in float64 and rounded once to float32.
-
-    A few output channels at a time, since float64 of a large weight leaves the processor's cache.
-    """
-    if not forms:
-        return weight.float()
-    lanes = [(m * form.scale, form) for m, form in forms if isinstance(form, LowRank)]
-    down = torch.cat([torch.from_numpy(form.down) for _, form in lanes], 1).double().T  # [lanes, patch]
-    up = torch.cat([m * torch.from_numpy(form.up).double() for m, form in lanes]).T  # [out, lanes]
-    excess = {"in": torch.zeros(1, len(weight[0]), dtype=torch.float64), "out": torch.zeros(len(weight), 1)}
-    for m, form in forms:
-        if isinstance(form, Gain):
-            change = m * (torch.from_numpy(form.values).double() - 1)
-            excess[form.axis] = excess[form.axis] + change.reshape(excess[form.axis].shape)
-    patch = excess["in"].repeat_interleave(weight[0, 0].numel(), 1)
-    flat = weight.reshape(len(weight), -1)
-    made = torch.empty(flat.shape)
-    for rows in torch.arange(len(flat)).split(max(1, BLOCK // flat.shape[1])):
-        at = slice(int(rows[0]), int(rows[-1]) + 1)
-        block = flat[at].double()
-        made[at] = (block * (1 + patch + excess["out"][at])).addmm_(up[at], down)
-    return made.reshape(weight.shape)

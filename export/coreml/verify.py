@@ -15,11 +15,12 @@ from torch import Tensor
 
 from lora_edge.arrays import Array, FloatArray
 from lora_edge.errors import VerificationError
+from lora_edge.export.changed import changed_while_used
 from lora_edge.export.coreml.convert import NUMPY
 from lora_edge.export.coreml.options import Options
 from lora_edge.export.coreml.ports import SCALE, Pair, Port
 from lora_edge.export.coreml.programs import Program
-from lora_edge.export.verify import Outcome, changed_while_used
+from lora_edge.export.verify import Outcome
 from lora_edge.mil import Package
 from lora_edge.mil.evaluate import Precision
 

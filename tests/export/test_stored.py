@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lora_edge
-from lora_edge.export import verify
+from lora_edge.export import changed
+from lora_edge.export.changed import changed_weight
 from lora_edge.export.stored import SMALL, blank, precision, widen_small
-from lora_edge.export.verify import changed_weight
 from lora_edge.forms import Bias, Form, Gain, LowRank
 
 
@@ -81,6 +81,6 @@ def test_changed_weights_follow_the_formula(shape: tuple[int, ...], axis: str, m
     spread = (-1, *[1] * (len(shape) - 1)) if axis == "out" else (1, -1, *[1] * (len(shape) - 2))
     expected += weight.astype(np.float64) * gain.reshape(spread)
     for block in (1, 100, 1 << 17):
-        monkeypatch.setattr(verify, "BLOCK", block)
-        made = changed_weight(torch.from_numpy(weight), forms)
+        monkeypatch.setattr(changed, "BLOCK", block)
+        made = changed_weight(torch.from_numpy(weight), forms, torch.empty(2 * weight.size))
         assert made.dtype == torch.float32 and np.abs(made.numpy() - expected).max() < 3e-7
