@@ -10,7 +10,7 @@ PINS := torch==2.13.0 numpy==2.4.6 onnx==1.23.2 onnxruntime==1.31.1 onnxscript==
         diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 lycoris-lora==4.1.3 tokenizers==0.23.3 safetensors==0.8.0 coremltools==9.0 \
         tree-sitter==0.26.1 tree-sitter-swift==0.7.4
 
-.PHONY: demo test check fuzz mac-check export-sd15 clean
+.PHONY: demo test check fuzz mac-check export-sd15 bench bench-quick bench-peers clean
 
 demo: demo/emoji/lora_edge.json  ## export the demo model, write demo/contact-sheet.png
 	$(BIN)/python examples/contact_sheet.py
@@ -29,6 +29,19 @@ fuzz: $(READY)  ## 20,000 hostile adapter files: what refuses them, the memory a
 
 export-sd15: $(READY)  ## time and memory of exporting a model of Stable Diffusion 1.5's size (random weights)
 	$(BIN)/python benchmarks/export_sd15.py
+
+bench: $(READY) export-sd15  ## everything beside everyone, hours: benchmarks/results, docs/benchmarks.md, the README's table
+	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.report
+
+bench-quick: $(READY)  ## the demo model alone, in two minutes; prints, and leaves the results that are kept alone
+	$(BIN)/python -m benchmarks --models emoji --rounds 5 --contestants $(QUICK) --results build/bench/quick
+	$(BIN)/python -m benchmarks.report --results build/bench/quick --print
+
+QUICK := lora-edge-ort,lora-edge-ov,plain-ort,diffusers-fp32
+
+bench-peers: $(READY)  ## environments for peers whose versions conflict with ours, below build/peers
+	$(BIN)/python -m benchmarks.peers
 
 mac-check:  ## on a Mac: compile, load, compare and time Core ML packages of the demo model (docs/coreml.md)
 	@test "$$(uname)" = Darwin || $(PYTHON) examples/mac_check.py
