@@ -45,6 +45,10 @@ class Worker:
         self.name, self.versions, self._log = name, {}, log
         self._signal(signal.SIGSTOP)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
         """One request, one answer.
 
