@@ -20,7 +20,7 @@ class Lanes:
     Attributes:
         scale: [rows or 1, r] float32.
         scale_rows: [rows or 1, 1, r], for activations [rows, positions, r].
-        scale_maps: [rows or 1, r, 1], for maps [rows, r, positions].
+        scale_maps: [rows or 1, r, 1, 1], for maps [rows, r, height, width].
         held: [1] bool, whether there are lanes.
         rows: [3] int64, the shape [rows, positions, r], or without lanes [1, 1, 0].
         maps: [3] int64, the shape [rows, r, height * width], or without lanes [1, 0, 1].
@@ -66,7 +66,7 @@ def lanes(graph: ir.Graph, constant: Constants, scales: ir.Value, ranks: ir.Valu
     columns = (
         cut(scales, 1, ranks),
         cut(tape.op("Unsqueeze", [scales, constant(1)]), 2, ranks),
-        cut(tape.op("Unsqueeze", [scales, constant(2)]), 1, ranks),
+        cut(tape.op("Unsqueeze", [scales, constant(2, 3)]), 1, ranks),
         lines(held),
         lines(first, others, each),
         lines(first, each, others),

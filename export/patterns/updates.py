@@ -39,12 +39,12 @@ def of_maps(site: Site) -> ir.Value:
     """up^T @ (Conv(x, down) * scale): [rows, out, positions], or [1, out, 1] without lanes.
 
     The second Conv of a LoCon is 1x1, so it is a product; onnxruntime does not write the output of a Conv that has no
-    input channels.
+    input channels, nor any but the first of several products that have nothing to sum.
     """
     op, slot, constant = site.tape.op, site.layer.slot, site.constant
     kh, kw = slot.kernel or (1, 1)
     down, up = (op("Transpose", [site.inputs[leaf]], {"perm": [1, 0]}) for leaf in ("down", "up"))
     down = op("Reshape", [down, constant(0, slot.in_features, kh, kw)])  # a 0 keeps the rank, also rank 0
     made = op("Conv", [site.layer.x, down], dict(site.layer.last.attributes))
-    made = op("Mul", [op("Reshape", [made, site.lanes.maps], _EMPTY), site.lanes.scale_maps])
-    return op("MatMul", [up, made])
+    made = op("Mul", [made, site.lanes.scale_maps])  # before, as scales have rows where there are no lanes too
+    return op("MatMul", [up, op("Reshape", [made, site.lanes.maps], _EMPTY)])
