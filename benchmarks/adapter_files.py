@@ -76,10 +76,14 @@ def write_adapter(spec: Spec, bundle: Bundle, folder: Path) -> Files:
 
 
 def fresh_copy(path: str, index: int) -> str:
-    """A copy under a name that nobody has seen, in the page cache since it has just been written."""
+    """A copy that nobody has seen, in the page cache since it has just been written.
+
+    What is in its place from an earlier turn is replaced by another file, as its bytes may be mapped somewhere.
+    """
     source = Path(path)
     target = source.parent / "copies" / f"{index}-{source.name}"
     target.parent.mkdir(exist_ok=True)
+    target.unlink(missing_ok=True)
     shutil.copyfile(source, target)
     return str(target)
 

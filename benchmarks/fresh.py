@@ -23,22 +23,27 @@ def measure_once(
     reference: dict[str, str],
     names: tuple[str, ...],
     facts: dict[str, Any],
+    rounds: int,
+    cold: bool,
 ) -> Iterator[dict[str, Any]]:
     """Lines of all contestants; nothing else is open meanwhile.
 
     Args:
         once: asks a worker that was just started, given what to open it with.
         reference: contestant -> the one whose value of the same round its ratio is made with.
+        rounds: that count.
+        cold: whether the first round, when files may not be in the page cache, counts as well as any other.
     """
     bench.close()
-    able, told = {}, {}
+    able, told, first = {}, {}, {}
     for name in names:
         try:
-            _run(bench, model, name, once, told)
+            first[name] = [_run(bench, model, name, once, told)] * cold
             able[name] = partial(_run, bench, model, name, once, told)
         except (Cannot, Failed) as reason:
             yield unable(question, model.name, name, title, str(reason))
-    made = in_turns(able, max(3, bench.rounds // 5), f"{question}, {model.name}, {title}", warm=0)
+    later = in_turns(able, rounds - cold, f"{question}, {model.name}, {title}", warm=0)
+    made = {name: first[name] + values for name, values in later.items()}
     for name, values in made.items():
         beside = made.get(reference.get(name, ""), ())
         against = f"{reference[name]}: {title}" if len(beside) else ""

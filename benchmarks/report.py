@@ -30,7 +30,11 @@ SECTIONS: tuple[tuple[str, str, Callable[[Found, str], str]], ...] = (
         "the adapter makes: what a lower precision costs.",
         tables.beside_peers,
     ),
-    ("Changing the style", LAZY.strip(), tables.changes),
+    (
+        "Changing the style",
+        LAZY + "Later: what the step after a change to a resident adapter takes beyond the one after it.",
+        tables.changes,
+    ),
     (
         "An adapter for each image",
         "Images a second at 20 steps with guidance, without encoding and decoding; ratios to the batch without "

@@ -75,13 +75,15 @@ CHANGES = (  # question, case, heading
 
 
 def changes(found: Found, model: str, skip: Sequence[str] = ()) -> str:
-    """Contestants by changes: seconds, and in brackets what the step after it takes longer."""
+    """Contestants by changes: seconds; at the end, what the step after a change to a resident one takes longer."""
     shown = [change for change in CHANGES if change[1] not in skip]
-    rows = [
-        [CONTESTANTS[name].title, *(_change(found, model, question, name, case) for question, case, _ in shown)]
-        for name in found.contestants(question="swap", model=model)
-    ]
-    return table(["", *(heading for _, _, heading in shown)], rows)
+    rows = []
+    for name in found.contestants(question="swap", model=model):
+        line = found.one(question="swap", model=model, contestant=name, case="resident")
+        later = [seconds(max(0.0, line["later"]["median"])) if line else NOTHING] if not skip else []
+        cells = (_change(found, model, question, name, case) for question, case, _ in shown)
+        rows.append([CONTESTANTS[name].title, *cells, *later])
+    return table(["", *(heading for _, _, heading in shown), *(["later"] if not skip else [])], rows)
 
 
 def _change(found: Found, model: str, question: str, name: str, case: str) -> str:

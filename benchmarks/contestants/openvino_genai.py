@@ -44,7 +44,8 @@ class OpenVinoGenai(Contestant):
         self._active = openvino_genai.AdapterConfig()
         for adapter, multiplier in adapters:
             self._active.add(adapter, multiplier)
-        self._unet.set_adapters(self._active)
+        if "_unet" in self.__dict__:  # else it takes them when it is compiled
+            self._unet.set_adapters(self._active)
 
     def step(self, inputs: Mapping[str, np.ndarray]) -> Any:
         self._unet.set_hidden_states("encoder_hidden_states", openvino.Tensor(inputs["encoder_hidden_states"]))
@@ -54,7 +55,9 @@ class OpenVinoGenai(Contestant):
     def image(self, latents: int, steps: int) -> None:
         size = latents * self.model["scale"]
         pipe = openvino_genai.Text2ImagePipeline(self.model["openvino"], "CPU", adapters=self._config, **self._options)
-        pipe.generate(PROMPT, width=size, height=size, num_inference_steps=steps, guidance_scale=4.0)
+        pipe.generate(
+            PROMPT, width=size, height=size, num_inference_steps=steps, guidance_scale=4.0, adapters=self._active
+        )
 
 
 if __name__ == "__main__":

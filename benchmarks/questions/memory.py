@@ -4,11 +4,12 @@ Method: a process of its own each time makes one image of the model's size, text
 decoding: the programs by their pipelines, graphs component by component, with all components open at the end
 as they are after the first image. Largest resident size of the process, and the size after the image. Weights
 that are mapped from files count as far as they were touched. Ratios are to the plain graph on the same
-library.
+library. Peers are asked with an adapter alone.
 Machine: stands in every line.
 Result: benchmarks/results/memory.*.jsonl.
 """
 
+import statistics
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -39,19 +40,13 @@ def measure(bench: Bench, model: Model) -> Iterator[dict[str, Any]]:
         return float(told["peak"])
 
     facts = {"latents": model.picture}
-    for title, adapter in (("no adapter", False), ("1 of rank 16", True)):
+    bare = tuple(name for name in names if CONTESTANTS[name].role != "peer")
+    for title, adapter, able in (("no adapter", False, bare), ("1 of rank 16", True, names)):
         resident.clear()
-        for line in measure_once(
-            bench,
-            "memory",
-            model,
-            title,
-            "bytes",
-            partial(image, adapter),
-            reference,
-            names,
-            facts,
-        ):
+        asked = measure_once(
+            bench, "memory", model, title, "bytes", partial(image, adapter), reference, able, facts, 2, True
+        )
+        for line in asked:
             if "median" in line:
-                line["resident"] = sorted(resident[line["contestant"]])[len(resident[line["contestant"]]) // 2]
+                line["resident"] = statistics.median(resident[line["contestant"]])
             yield line

@@ -28,4 +28,6 @@ def measure(bench: Bench, model: Model) -> Iterator[dict[str, Any]]:
         return seconds + float(worker.ask("step", latents=latents, rows=2, count=1)["seconds"][0])
 
     facts = {"latents": latents}
-    yield from measure_once(bench, "opening", model, "first step", "s", open_and_step, reference, names, facts)
+    yield from measure_once(
+        bench, "opening", model, "first step", "s", open_and_step, reference, names, facts, 3, False
+    )

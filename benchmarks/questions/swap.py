@@ -12,7 +12,6 @@ Result: benchmarks/results/swap.*.jsonl, docs/plots/swap.png.
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from benchmarks.adapter_files import Files, Spec, fresh_copy
@@ -50,16 +49,7 @@ def from_file(files: Files, player: Player, turn: int) -> float:
         player.unload(f"fresh {turn - 1}")
     fresh = {form: fresh_copy(path, turn % 4) for form, path in files.items() if form in ("file", "onnx_adapter")}
     loaded = player.load(f"fresh {turn}", fresh)
-    seconds = loaded + float(player.activate([(f"fresh {turn}", 1.0)])["seconds"])
-    if turn:
-        _forget(fresh)
-    return seconds
-
-
-def _forget(files: Files) -> None:
-    """The bytes are read or mapped by now; the disk need not keep them."""
-    for path in files.values():
-        Path(path).unlink()
+    return loaded + float(player.activate([(f"fresh {turn}", 1.0)])["seconds"])
 
 
 def resident(two: list[tuple[str, Files]], player: Player, turn: int) -> float:
@@ -78,10 +68,7 @@ def mix(two: list[tuple[str, Files]], player: Player, turn: int) -> float:
 
 def copy(path: str, player: Player, turn: int) -> float:
     """The bytes of a file that has just been written, into fresh memory."""
-    fresh = fresh_copy(path, 4 + turn % 4)
-    seconds = float(player.worker.ask("copy", path=fresh)["seconds"])
-    Path(fresh).unlink()
-    return seconds
+    return float(player.worker.ask("copy", path=fresh_copy(path, 4 + turn % 4))["seconds"])
 
 
 def _hold(two: list[tuple[str, Files]], player: Player, turn: int) -> None:
