@@ -15,7 +15,9 @@ RANK = 16  # what most adapters have
 REWRITING = 150  # multiplications that take as long as writing one number of a weight anew and laying it out
 
 
-def slot_table(recipe: Recipe, module: nn.Module, config: Mapping[str, Any], example: tuple[Tensor, ...]) -> SlotTable:
+def slot_table(
+    recipe: Recipe, module: nn.Module, config: Mapping[str, Any], example: tuple[Tensor, ...], beside: bool = False
+) -> SlotTable:
     """Find every Linear and Conv2d without groups, and every norm with parameters.
 
     Args:
@@ -23,12 +25,13 @@ def slot_table(recipe: Recipe, module: nn.Module, config: Mapping[str, Any], exa
         module: the component.
         config: its config.json.
         example: inputs at the reference size.
+        beside: never put an update into a weight, as quantized ones want it.
     """
     if not recipe.slotted:
         return SlotTable(recipe.component, ())
-    seen = _positions(recipe.wrap(module), module, example)
+    seen = {} if beside else positions(recipe, module, example)
     named = [(name, recipe.canonical(name), layer) for name, layer in module.named_modules()]
-    slots = tuple(_slot(slot, layer, seen.get(name, 1)) for name, slot, layer in named if _takes_update(layer))
+    slots = tuple(_slot(slot, layer, seen.get(slot, 1)) for name, slot, layer in named if _takes_update(layer))
     norms = {
         slot: layer.weight.numel()
         for _, slot, layer in named
@@ -66,21 +69,23 @@ def placement(positions: int, in_features: int, out_features: int) -> Placement:
     return "weight" if positions > 1 and inside < beside else "activation"
 
 
-def _positions(wrapped: nn.Module, module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, int]:
-    """Positions per batch row that each Linear sees, found on the meta device: shapes only, nothing computed."""
+def positions(recipe: Recipe, module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, int]:
+    """Positions per batch row that each slot sees, found on the meta device: shapes only, nothing computed."""
     seen: dict[str, int] = {}
+    wrapped = recipe.wrap(module)
 
     def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
             x: Tensor = args[0]
-            seen[name] = x.shape[1] if x.dim() == 3 else 1
+            axes = x.shape[2:] if isinstance(layer, nn.Conv2d) else x.shape[1:-1]
+            seen[name] = axes.numel()
 
         return hook
 
     hooks = [
-        layer.register_forward_pre_hook(note(name))
+        layer.register_forward_pre_hook(note(recipe.canonical(name)))
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear)
+        if _takes_update(layer)
     ]
     state = {name: _shape(tensor) for name, tensor in [*wrapped.named_parameters(), *wrapped.named_buffers()]}
     try:

@@ -6,26 +6,40 @@ adapters has to read ONNX.
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.external_data import convert_tensors_to_external
 
+from lora_edge.blockwise import Blockwise
 from lora_edge.errors import ExportError
+from lora_edge.export.passes.pack_weights import leaves
 from lora_edge.export.variants import Variant
 from lora_edge.slots import Slot, SlotTable
 
 EXTERNAL_FROM = 1024  # bytes from which a tensor goes into model.onnx.data; those of slots go there whatever their size
-DTYPES = {ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16"}  # spelled as safetensors does
+DTYPES = {  # spelled as safetensors does
+    ir.DataType.FLOAT: "F32",
+    ir.DataType.FLOAT16: "F16",
+    ir.DataType.BFLOAT16: "BF16",
+    ir.DataType.UINT8: "U8",
+}
 
 
-def write_graphs(models: Mapping[Variant, ir.Model], table: SlotTable, folder: Path) -> dict[str, Any]:
+def write_graphs(
+    models: Mapping[Variant, ir.Model],
+    table: SlotTable,
+    folder: Path,
+    quantized: Mapping[str, Blockwise] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Save every variant of a component; the weights are written once, into `model.onnx.data`.
 
     Args:
         models: after all passes; their tensors are replaced by references to the file.
         table: the slots.
         folder: of the component.
+        quantized: slot -> its weight, where it lies in codes.
 
     Returns:
         What the manifest says of the slots' tensors, see `lora_edge.graphweights`.
@@ -35,7 +49,7 @@ def write_graphs(models: Mapping[Variant, ir.Model], table: SlotTable, folder: P
     """
     (variant, first), *_ = models.items()
     data = f"{variant.file}.data"
-    owned = {f"{slot.name}.{leaf}" for slot in table for leaf in ("weight", "bias")}
+    owned = {name for slot in table for name in (*leaves(slot), f"{slot.name}.bias")}
     values = [value for value in first.graph.initializers.values() if _lies_outside(value, owned)]
     held = [value.const_value for value in values if value.const_value is not None]
     written = dict(zip((value.name for value in values), convert_tensors_to_external(held, folder, data), strict=True))
@@ -52,7 +66,10 @@ def write_graphs(models: Mapping[Variant, ir.Model], table: SlotTable, folder: P
         ir.save(model, folder / variant.file)
     return {
         "file": f"{folder.name}/{data}",
-        "tensors": {slot.name: _weight(first, slot) for slot in table},
+        "tensors": {
+            slot.name: _packed(first, slot, quantized[slot.name]) if slot.name in quantized else _weight(first, slot)
+            for slot in table
+        },
         "biases": {slot.name: _place(first, f"{slot.name}.bias") for slot in table if slot.has_bias},
     }
 
@@ -63,6 +80,12 @@ def _lies_outside(value: ir.Value, owned: Collection[str]) -> bool:
 
 def _weight(model: ir.Model, slot: Slot) -> dict[str, Any]:
     return {**_place(model, f"{slot.name}.weight"), "transposed": slot.kernel is None}  # insert_slots turned a Linear's
+
+
+def _packed(model: ir.Model, slot: Slot, held: Blockwise) -> dict[str, Any]:
+    codes, scales, zeros = (_place(model, name) for name in leaves(slot))
+    told = {"bits": held.bits, "channels_last": held.channels_last, "scales": scales, "zeros": zeros}
+    return {**codes, "shape": list(held.codes.shape), **told}
 
 
 def _place(model: ir.Model, name: str) -> dict[str, Any]:

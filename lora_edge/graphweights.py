@@ -8,11 +8,15 @@ The manifest of a bundle says where they lie:
       "biases": {"<slot>": {"offset": bytes, "dtype": "F32", "shape": [out]}, …}
     }
 
-A weight lies as torch has it, or transposed, [in, out], as graphs multiply it.
+A weight lies as torch has it, or transposed, [in, out], as graphs multiply it; or in codes (`lora_edge.blockwise`):
+
+    "<slot>": {"offset": bytes, "dtype": "U8", "shape": [out, bytes of a row], "bits": 4, "channels_last": false,
+               "scales": {"offset": bytes, "dtype": "F32", "shape": [out, blocks]},
+               "zeros": {"offset": bytes, "dtype": "U8", "shape": [out, bytes of a row's zeros]}}
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,25 +24,40 @@ from typing import Any
 import numpy as np
 
 from lora_edge.arrays import Array, FloatArray
+from lora_edge.blockwise import BITS, Blockwise, row_bytes
 from lora_edge.errors import BundleDamaged
 from lora_edge.slots import Slot, SlotTable
 
 DTYPES: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+FLOATS = ("F32", "F16", "BF16")
+_LYING: Mapping[str, np.dtype[Any]] = {**DTYPES, "BF16": np.dtype("<u2"), "U8": np.dtype("u1")}
 SQUARE = 64  # side of what is transposed at once
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where one tensor lies; shape: as it lies."""
+    """Where one tensor lies; shape: as it lies; dtype: a key of _LYING."""
 
     offset: int
-    dtype: np.dtype[Any]
+    dtype: str
     shape: tuple[int, ...]
     transposed: bool
 
     @property
     def end(self) -> int:
-        return self.offset + math.prod(self.shape) * self.dtype.itemsize
+        return self.offset + math.prod(self.shape) * _LYING[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Where the parts of a weight in codes lie; shape: of the weight in torch's layout."""
+
+    bits: int
+    shape: tuple[int, ...]
+    channels_last: bool
+    codes: _Place
+    scales: _Place
+    zeros: _Place
 
 
 @dataclass(frozen=True)
@@ -51,7 +70,7 @@ class GraphWeights:
     """
 
     file: Path
-    weights: Mapping[str, _Place]
+    weights: Mapping[str, _Place | _Packed]
     biases: Mapping[str, _Place]
 
     @classmethod
@@ -66,11 +85,12 @@ class GraphWeights:
             raise BundleDamaged(f"{file}, where the weights should lie, is missing; copy the bundle again")
         size = file.stat().st_size
 
-        def place(leaf: str, slot: Slot, shape: tuple[int, ...]) -> _Place:
-            item = entry[leaf][slot.name]
+        def place(
+            leaf: str, slot: Slot, item: Mapping[str, Any], shape: tuple[int, ...], dtypes: Sequence[str] = FLOATS
+        ) -> _Place:
             transposed = bool(item.get("transposed", False))
             wanted = tuple(reversed(shape)) if transposed else shape
-            found = _Place(int(item["offset"]), DTYPES[item["dtype"]], wanted, transposed)
+            found = _Place(int(item["offset"]), dtypes[dtypes.index(item["dtype"])], wanted, transposed)
             if item["shape"] != list(wanted) or found.offset < 0 or found.end > size:
                 raise BundleDamaged(
                     f"{slot.name} should have {leaf} {list(wanted)} within the {size} bytes of {file}, where its "
@@ -78,8 +98,27 @@ class GraphWeights:
                 )
             return found
 
-        weights = {slot.name: place("tensors", slot, slot.weight_shape) for slot in table}
-        biases = {slot.name: place("biases", slot, (slot.out_features,)) for slot in table if slot.has_bias}
+        def weight(slot: Slot) -> _Place | _Packed:
+            item = entry["tensors"][slot.name]
+            if "bits" not in item:
+                return place("tensors", slot, item, slot.weight_shape)
+            bits, blocks = int(item["bits"]), int(item["scales"]["shape"][1])
+            if bits not in BITS or blocks < 1 or slot.patch % blocks:
+                raise BundleDamaged(f"{slot.name} cannot have {blocks} blocks of {bits} bits a row; export it again")
+            parts = {"codes": (item, slot.patch), "zeros": (item["zeros"], blocks)}
+            codes, zeros = (
+                place(leaf, slot, part, (slot.out_features, row_bytes(count, bits)), ("U8",))
+                for leaf, (part, count) in parts.items()
+            )
+            scales = place("scales", slot, item["scales"], (slot.out_features, blocks), ("F32",))
+            return _Packed(bits, slot.weight_shape, bool(item["channels_last"]), codes, scales, zeros)
+
+        weights = {slot.name: weight(slot) for slot in table}
+        biases = {
+            slot.name: place("biases", slot, entry["biases"][slot.name], (slot.out_features,))
+            for slot in table
+            if slot.has_bias
+        }
         return cls(file, weights, biases)
 
     def weight(self, slot: str) -> FloatArray:
@@ -88,22 +127,34 @@ class GraphWeights:
         Raises:
             BundleDamaged: the file was cut since the bundle was opened.
         """
-        return self._read(self.weights[slot])
+        place = self.weights[slot]
+        if isinstance(place, _Place):
+            return self._read(place)
+        codes, scales, zeros = (self._lying(part) for part in (place.codes, place.scales, place.zeros))
+        return Blockwise(place.bits, place.shape, place.channels_last, codes, scales, zeros).dequantized()
 
     def bias(self, slot: str) -> FloatArray | None:
         """A layer's bias [out] float32, None where it has none; raises as `weight`."""
         return self._read(self.biases[slot]) if slot in self.biases else None
 
     def _read(self, place: _Place) -> FloatArray:
-        count = math.prod(place.shape)
+        shaped = self._lying(place)
+        return _turned(shaped) if place.transposed else np.ascontiguousarray(shaped, dtype=np.float32)
+
+    def _lying(self, place: _Place) -> Array:
+        count, dtype = math.prod(place.shape), _LYING[place.dtype]
         try:
-            held = np.fromfile(self.file, place.dtype, count, offset=place.offset)
+            held = np.fromfile(self.file, dtype, count, offset=place.offset)
         except OSError as reason:
             raise BundleDamaged(f"{self.file} cannot be read: {reason.strerror or reason}") from reason
         if held.size != count:
             raise BundleDamaged(f"{self.file} was cut while it was in use; copy the bundle again")
-        shaped = held.reshape(place.shape)
-        return _turned(shaped) if place.transposed else np.ascontiguousarray(shaped, dtype=np.float32)
+        return (_widened(held) if place.dtype == "BF16" else held).reshape(place.shape)
+
+
+def _widened(held: Array) -> FloatArray:
+    """bfloat16, which numpy lacks: the upper half of a float32."""
+    return (held.astype(np.uint32) << 16).view(np.float32)
 
 
 def _turned(matrix: Array) -> FloatArray:
