@@ -12,7 +12,8 @@ import onnx_ir as ir
 from safetensors.numpy import save
 from torch import nn
 
-from lora_edge.bundle import FORMAT, MANIFEST, Bundle, describe_files, fingerprint
+from lora_edge.arrays import FloatArray
+from lora_edge.bundle import FORMAT, MANIFEST, Bundle, Component, describe_files, fingerprint
 from lora_edge.errors import ExportError
 from lora_edge.export.checkpoint import Checkpoint, Part, settings_of
 from lora_edge.export.coreml import write as coreml_folder
@@ -24,10 +25,11 @@ from lora_edge.export.program import write_program
 from lora_edge.export.slotted import REFERENCE_ROWS, slot_table
 from lora_edge.export.tokenizer import write_tokenizer
 from lora_edge.export.trace import capture, trace
-from lora_edge.export.variants import Variant, variants
+from lora_edge.export.variants import VARIANTS, Variant, variants
 from lora_edge.export.verify import Outcome, Reference, verify
 from lora_edge.export.weights import write_graphs
 from lora_edge.graph import Graph, OpenGraph, OpenProgram
+from lora_edge.neutral import Filled
 from lora_edge.scope import ALL, SCOPES, Scope
 from lora_edge.slots import ABI_VERSION, Slot, SlotTable
 
@@ -144,7 +146,7 @@ def _export(
     program = None
     if open_program:
         program = write_program(captured, recipe, module, table, example, next(iter(models.values())), folder)
-    graphs = _list_graphs(models, folder.name)
+    graphs = _list_graphs(models, folder.name, table)
     del model, models, captured
     release()
     stage(4)
@@ -162,6 +164,11 @@ def _export(
         for name, path in graphs["onnxruntime"].items()
         if name != ALL.name
     }
+    if table.slots and "openvino" in graphs:  # opened by whatever is at hand; its defaults are not in it
+        for_openvino = partial / graphs["openvino"][ALL.name]
+        norms = Component(recipe.component, graph, table, config).norms()
+        opened = functools.partial(_filled, open_graph, for_openvino, table, norms)
+        narrower["openvino"] = compared(opened, f"{recipe.component} (openvino)")
     if open_program and program:
         run_by_torch = functools.partial(open_program, graph, program, table)
         program["verification"] = compared(run_by_torch, f"{recipe.component} (torch)")
@@ -173,9 +180,13 @@ def _export(
         "facts": dict(table.facts),
         "weights": weights,
         "verification": outcomes,
-        **({"verification_of_narrower": narrower} if narrower else {}),
+        **({"verification_of_others": narrower} if narrower else {}),
         **({"program": program} if program else {}),
     }
+
+
+def _filled(open_graph: OpenGraph, path: Path, table: SlotTable, norms: Mapping[str, FloatArray]) -> Graph:
+    return Filled(open_graph(path), table, norms)
 
 
 def _dressed(model: ir.Model, table: SlotTable, variant: Variant) -> ir.Model:
@@ -185,12 +196,13 @@ def _dressed(model: ir.Model, table: SlotTable, variant: Variant) -> ir.Model:
     return made
 
 
-def _list_graphs(models: Mapping[Variant, ir.Model], folder: str) -> dict[str, dict[str, str]]:
-    """Backend -> scope -> graph, from narrow to wide."""
+def _list_graphs(models: Mapping[Variant, ir.Model], folder: str, table: SlotTable) -> dict[str, dict[str, str]]:
+    """Backend -> scope -> graph, from narrow to wide; a graph without slots is for every backend."""
     listed: dict[str, dict[str, str]] = {}
     for variant in reversed(models):
         listed.setdefault(variant.runs_on, {})[variant.scope.name] = f"{folder}/{variant.file}"
-    return listed
+    alike = [] if table.slots else [variant.runs_on for variant in VARIANTS]
+    return dict.fromkeys(alike, listed[next(iter(models)).runs_on]) | listed
 
 
 def _write_component(

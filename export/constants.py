@@ -24,6 +24,10 @@ class Constants:
         """float32 zeros."""
         return self._stored("const.zeros." + ".".join(map(str, shape)), np.zeros(shape, dtype=np.float32))
 
+    def floats(self, name: str, array: Array) -> ir.Value:
+        """A small float32 array, by a name of its own."""
+        return self._stored(f"const.{name}", array)
+
     def _stored(self, name: str, array: Array) -> ir.Value:
         if name not in self._graph.initializers:
             tensor = ir.tensor(array, name=name)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
-from lora_edge.export.patterns import lowrank, whole
+from lora_edge.export.patterns import lowrank, openvino, whole
 from lora_edge.export.patterns.pattern import Pattern
 from lora_edge.export.patterns.plain import plain
 from lora_edge.scope import ALL, LINEAR, LOWRANK, NONE, Scope
@@ -42,15 +42,31 @@ def _onnxruntime(module: ModuleType, scope: Scope) -> Chooser:
     return lambda slot: patterns[slot.kernel is not None, slot.placement] if scope.leaves(slot) else plain
 
 
+def _openvino(linear: Pattern, conv: Pattern, scope: Scope) -> Chooser:
+    """By whether it is a Conv."""
+    return lambda slot: (linear if slot.kernel is None else conv) if scope.leaves(slot) else plain
+
+
+def _for_openvino(scope: Scope, linear: Pattern = openvino.linear, conv: Pattern = openvino.conv) -> Variant:
+    return Variant("openvino", scope, f"openvino_{scope.name}.onnx", _openvino(linear, conv, scope), optional=False)
+
+
 VARIANTS = (  # the first one writes the weights, the others lie over them
     Variant("onnxruntime", ALL, "model.onnx", _onnxruntime(whole, ALL)),
     Variant("onnxruntime", LOWRANK, "model_lowrank.onnx", _onnxruntime(lowrank, LOWRANK)),
     Variant("onnxruntime", LINEAR, "model_linear.onnx", _onnxruntime(lowrank, LINEAR)),
+    _for_openvino(ALL, openvino.whole_linear, openvino.whole_conv),
+    _for_openvino(LOWRANK),
+    _for_openvino(LINEAR),
 )
 WITHOUT = Variant("onnxruntime", NONE, "model_plain.onnx", lambda slot: plain)
 """The limit that benchmarks compare with; not part of bundles."""
 
 
 def variants(table: SlotTable) -> tuple[Variant, ...]:
-    """Those that a component is exported with: text encoders and VAEs are run once an image, and one graph will do."""
-    return VARIANTS if any(slot.kernel for slot in table) else VARIANTS[:1]
+    """Those that a component is exported with: text encoders are run once an image, and one graph for each backend will
+    do; without slots, one for all."""
+    if not table.slots:
+        return VARIANTS[:1]
+    every = any(slot.kernel for slot in table)
+    return tuple(variant for variant in VARIANTS if every or variant.scope is ALL)

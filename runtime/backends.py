@@ -1,14 +1,15 @@
 """Backends: what can run the graphs. A new one is a file with a `Graph` and one line in BACKENDS."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lora_edge.bundle import Bundle, Component
-from lora_edge.errors import BackendUnavailable, RequestError, first_line
+from lora_edge.errors import BackendUnavailable, ComponentMissing, RequestError, first_line
 from lora_edge.graph import Graph
+from lora_edge.runtime.auto import Machine, best
 from lora_edge.runtime.coreml.graph import OpenPackage, PackagedGraph, Runner
 from lora_edge.runtime.coreml.layout import FixedRank
 from lora_edge.runtime.coreml.manifest import Packages
@@ -124,6 +125,28 @@ def _torch(bundle: Bundle, wishes: Wishes) -> Backend:
     return Backend("torch", why, (device,), open_graph, SideBySide(bundle), ".onnx.data", facts=facts)
 
 
+def _openvino(bundle: Bundle, wishes: Wishes) -> Backend:
+    try:
+        from lora_edge.runtime import openvino
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(
+            f"the backend openvino needs OpenVINO: pip install 'lora-edge[openvino]' ({first_line(error)})"
+        ) from error
+    device = openvino.check_device(wishes.providers)
+    precision = openvino.check_precision(wishes.precision)
+    lacking = [component.name for component in bundle.components.values() if "openvino" not in component.graphs]
+    if lacking:
+        raise ComponentMissing(f"{bundle.folder} has no graph of the {lacking[0]} for openvino; export it again")
+
+    def open_graph(component: Component, scope: Scope) -> Graph:
+        path, ids = component.graphs["openvino"][scope.name], component.config.get("vocab_size")
+        return openvino.OpenVinoGraph(path, component.table, component.norms(), precision, wishes.threads, ids)
+
+    scopes = partial(_scopes, "openvino", check_slots(wishes.slots))
+    facts = {"precision": precision, "device": openvino.device_name()}
+    return Backend("openvino", "asked for", (device,), open_graph, SideBySide(bundle), facts=facts, scopes=scopes)
+
+
 def _mil_reference(bundle: Bundle, wishes: Wishes) -> Backend:
     if wishes.providers:
         raise BackendUnavailable(f"mil-reference computes in numpy and has no {wishes.providers[0]}")
@@ -167,25 +190,30 @@ def _packaged(
 BACKENDS: Mapping[str, Callable[[Bundle, Wishes], Backend]] = {
     "onnxruntime": _onnxruntime,
     "torch": _torch,
+    "openvino": _openvino,
     "coreml": _coreml,
     "mil-reference": _mil_reference,
 }
-AUTO = ("onnxruntime",)  # best first
 
 
-def choose(name: str, bundle: Bundle, wishes: Wishes) -> Backend:
+def choose(name: str, bundle: Bundle, wishes: Wishes, machine: Machine | None = None) -> Backend:
     """The backend of that name, or for "auto" the best that is here.
 
     Args:
         name: a key of BACKENDS, or "auto".
         bundle: what it is to run.
-        wishes: how.
+        wishes: how; providers that are named are onnxruntime's, where "auto" is to choose.
+        machine: to choose for, this one where None is said.
 
     Raises:
         BackendUnavailable: there is none of that name, or it is not installed, or a provider is not.
         BundleError: the bundle lacks the graphs that the backend runs, or they are damaged.
     """
-    wanted = AUTO[0] if name == "auto" else name
+    if name == "auto" and not wishes.providers:
+        found = best(machine or Machine(), bundle, wishes.precision)
+        settings = {key: value for key, value in found.settings.items() if getattr(wishes, key) is None}
+        return replace(BACKENDS[found.backend](bundle, replace(wishes, **settings)), why=found.why)
+    wanted = "onnxruntime" if name == "auto" else name
     if wanted not in BACKENDS:
         raise BackendUnavailable(f"there is no backend {name!r}; there are auto, {', '.join(BACKENDS)}")
     return BACKENDS[wanted](bundle, wishes)

@@ -15,7 +15,7 @@ HEAVY = {"torch", "diffusers", "transformers", "peft", "onnx", "onnx_ir", "onnxs
 # What each room may import besides itself, lora_edge and the standard library.
 ALLOWED = {
     "lora_edge": {"numpy", "typer", "tqdm"},
-    "runtime": {"numpy", "onnxruntime", "tokenizers", "PIL", "torch", "coremltools"},
+    "runtime": {"numpy", "onnxruntime", "tokenizers", "PIL", "torch", "coremltools", "openvino"},
     "export": {"numpy", "safetensors"} | HEAVY,
 }
 FORBIDDEN_ROOMS = {"lora_edge": {"lora_edge.runtime", "lora_edge.export"}, "runtime": {"lora_edge.export"}}
@@ -111,6 +111,14 @@ def test_torch_is_imported_in_two_files_of_the_runtime_which_nobody_loads_unaske
         if at_load and any(module == one or module.startswith(one + ".") for one in modules)
     }
     assert loaders == {"runtime/torchprogram.py"}
+
+
+def test_openvino_is_imported_in_one_file_which_nobody_loads_unasked() -> None:
+    found = [
+        (path.relative_to(ROOT).as_posix(), module, at_load) for path in FILES for module, at_load in imports(path)
+    ]
+    assert {file for file, module, _ in found if module.split(".")[0] == "openvino"} == {"runtime/openvino.py"}
+    assert not [file for file, module, at_load in found if at_load and module == "lora_edge.runtime.openvino"]
 
 
 def test_typer_and_tqdm_stay_with_the_command_line() -> None:

@@ -44,6 +44,7 @@ class Entry:
 BACKENDS = (
     Entry("onnxruntime", "onnxruntime"),
     Entry("torch", "torch", Wishes(["cpu"], threads=1)),
+    Entry("openvino", "openvino", Wishes(threads=1, precision="fp32")),
 )
 
 

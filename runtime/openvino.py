@@ -1,0 +1,176 @@
+"""The OpenVINO backend: the only file that imports openvino, and imported by nobody who did not ask for it."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+
+from lora_edge.arrays import Array
+from lora_edge.errors import BackendUnavailable, BundleDamaged, GraphFailed
+from lora_edge.graph import GraphInput
+from lora_edge.neutral import defaults
+from lora_edge.slots import TOKENS, SlotTable
+
+DEVICE = "CPU"
+PRECISIONS: Mapping[str, tuple[str, Any]] = {  # what the processor must have natively, what OpenVINO calls it
+    "fp32": ("FP32", openvino.Type.f32),
+    "bf16": ("BF16", openvino.Type.bf16),
+    "fp16": ("FP16", openvino.Type.f16),
+}
+OWN_CHOICE = ("bf16", "fp32")  # best first
+DTYPES = {"f32": np.float32, "i64": np.int64}
+
+
+@cache
+def _core() -> Any:
+    return openvino.Core()
+
+
+def device_name() -> str:
+    """What OpenVINO calls the processor."""
+    return str(_core().get_property(DEVICE, "FULL_DEVICE_NAME"))
+
+
+def check_device(providers: Sequence[str] | None) -> str:
+    """The device to run on.
+
+    Raises:
+        BackendUnavailable: it is another one than the CPU.
+    """
+    wanted = tuple(providers or (DEVICE,))
+    if wanted != (DEVICE,):
+        raise BackendUnavailable(f"openvino runs these graphs on the {DEVICE}, and not on {', '.join(wanted)}")
+    return DEVICE
+
+
+def check_precision(precision: str | None) -> str:
+    """The precision to compute in; where nothing is said, bfloat16 on a processor that has it.
+
+    Raises:
+        BackendUnavailable: it is not one of PRECISIONS, or the processor does not have it.
+    """
+    has = _core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+    here = [name for name, (needed, _) in PRECISIONS.items() if needed in has]
+    wanted = precision or next(name for name in OWN_CHOICE if name in here)
+    if wanted not in here:
+        raise BackendUnavailable(f"openvino computes in {' or '.join(here)} on this processor, and not in {wanted}")
+    return wanted
+
+
+class OpenVinoGraph:
+    """A graph file with plain inputs, compiled once (the `Graph` of this backend).
+
+    Adapter inputs have defaults all the same: what is not fed holds what changes nothing. Inputs and outputs are
+    float32 in every precision. Weights are read from pages of the bundle's own file.
+
+    Args:
+        path: a `.onnx` file, its external data beside it.
+        table: the component's slots.
+        norms: see `Component.norms`.
+        precision: one of PRECISIONS.
+        threads: of one run; 0 takes one per physical core.
+        vocabulary: token ids of the base, for graphs with `lora.tokens`: OpenVINO reads zeros for ids beyond a table.
+
+    Raises:
+        BundleDamaged: the file is not a graph that OpenVINO can read.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        table: SlotTable,
+        norms: Mapping[str, Array],
+        precision: str = "fp32",
+        threads: int = 0,
+        vocabulary: int | None = None,
+    ) -> None:
+        settings = {
+            "INFERENCE_PRECISION_HINT": PRECISIONS[precision][1],
+            "PERFORMANCE_HINT": "LATENCY",
+            **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
+        }
+        try:
+            self._compiled = _core().compile_model(_core().read_model(path), DEVICE, settings)
+        except Exception as error:
+            raise BundleDamaged(f"OpenVINO cannot open {path}: {_last_line(error)}") from error
+        ports = {port.any_name: _described(port) for port in self._compiled.inputs}
+        self._outputs = tuple(port.any_name for port in self._compiled.outputs)
+        self._defaults = defaults(table, norms, {name: port.shape for name, port in ports.items()})
+        self._inputs = {name: port for name, port in ports.items() if name not in self._defaults}
+        self._optional = {name: ports[name] for name in self._defaults}
+        self._vocabulary = vocabulary
+        self._unbind()
+
+    @property
+    def inputs(self) -> Mapping[str, GraphInput]:
+        return self._inputs
+
+    @property
+    def optional(self) -> Mapping[str, GraphInput]:
+        return self._optional
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return self._outputs
+
+    @property
+    def precision(self) -> str:
+        """What OpenVINO says that it computes in."""
+        return str(self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """See `Graph.run`. Adapter inputs stay bound, by identity, for as long as every run is fed the same arrays."""
+        missing, strange = (
+            self._inputs.keys() - feeds.keys(),
+            feeds.keys() - self._inputs.keys() - self._defaults.keys(),
+        )
+        if missing or strange:
+            words = [f"has no input {name}" for name in sorted(strange)] + [f"needs {name}" for name in sorted(missing)]
+            raise GraphFailed(f"the graph {words[0]}")
+        self._check_ids(feeds)
+        try:
+            for name, array in feeds.items():
+                if name in self._inputs or self._bound.get(name) is not array:  # plain inputs may be refilled in place
+                    self._bind(name, array)
+            for name in self._bound.keys() - feeds.keys():  # what is fed no more has its default again
+                self._bind(name, self._defaults[name])
+                del self._bound[name]
+            self._request.infer()
+            return {name: np.array(self._request.get_tensor(name).data) for name in self._outputs}
+        except Exception as error:
+            self._unbind()
+            raise GraphFailed(f"OpenVINO refused the inputs: {_last_line(error)}") from error
+
+    def _check_ids(self, feeds: Mapping[str, Array]) -> None:
+        if TOKENS not in self._defaults or self._vocabulary is None:
+            return
+        (name,) = self._inputs
+        added = len(feeds.get(TOKENS, ()))
+        if feeds[name].size and not 0 <= feeds[name].min() <= feeds[name].max() < self._vocabulary + added:
+            raise GraphFailed(f"{name} has ids beyond the {self._vocabulary} of the base and the {added} added")
+
+    def _bind(self, name: str, array: Array) -> None:
+        """Hand an array over where it lies; nothing is copied."""
+        self._request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+        self._bound[name] = array
+
+    def _unbind(self) -> None:
+        self._request = self._compiled.create_infer_request()
+        self._bound: dict[str, Array] = {}
+        for name, array in self._defaults.items():
+            self._bind(name, array)
+        self._bound.clear()
+
+
+def _described(port: Any) -> GraphInput:
+    shape = port.get_partial_shape()
+    axes = tuple("any" if axis.is_dynamic else axis.get_length() for axis in shape)
+    return GraphInput(axes, np.dtype(DTYPES[port.get_element_type().to_string()]))
+
+
+def _last_line(error: Exception) -> str:
+    """OpenVINO tells first where it was, and what was wrong at the end."""
+    return next(iter(reversed(str(error).strip().splitlines())), type(error).__name__)
