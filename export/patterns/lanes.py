@@ -24,6 +24,7 @@ class Lanes:
         held: [1] bool, whether there are lanes.
         rows: [3] int64, the shape [rows, positions, r], or without lanes [1, 1, 0].
         maps: [3] int64, the shape [rows, r, height * width], or without lanes [1, 0, 1].
+        sets_of_scales: [3] int64, the shape [rows of scales, 1, r], or without lanes [1, 1, 0].
         sets: [1] int64, how many rows of scales there are; the same for all slots.
         batch: [1] int64, rows of the batch; the same for all slots.
     """
@@ -34,6 +35,7 @@ class Lanes:
     held: ir.Value
     rows: ir.Value
     maps: ir.Value
+    sets_of_scales: ir.Value
     sets: ir.Value
     batch: ir.Value
 
@@ -62,7 +64,9 @@ def lanes(graph: ir.Graph, constant: Constants, scales: ir.Value, ranks: ir.Valu
     sets = tape.op("Shape", [scales], {"start": 0, "end": 1})
     each = tape.op("Unsqueeze", [ranks, constant(1)])  # [slots, 1]
     held = tape.op("Greater", [each, constant(0)])
-    first, others = (tape.op("Where", [held, some, constant(1)]) for some in (batch, constant(-1)))
+    one = constant(1)
+    first, others, own = (tape.op("Where", [held, some, one]) for some in (batch, constant(-1), sets))
+    ones = tape.op("Where", [held, one, one])
     columns = (
         cut(scales, 1, ranks),
         cut(tape.op("Unsqueeze", [scales, constant(1)]), 2, ranks),
@@ -70,6 +74,7 @@ def lanes(graph: ir.Graph, constant: Constants, scales: ir.Value, ranks: ir.Valu
         lines(held),
         lines(first, others, each),
         lines(first, each, others),
+        lines(own, ones, each),
     )
     graph.insert_before(graph[0], [*tape.nodes, *nodes])
     return (Lanes(*row, sets, batch) for row in zip(*columns, strict=True))

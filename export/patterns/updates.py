@@ -18,9 +18,14 @@ def along_activations(site: Site) -> ir.Value:
 
 
 def into_weight(site: Site, weight: ir.Value) -> ir.Value:
-    """W + (down * scale) @ up: [rows or 1, in, out]."""
+    """W + (down * scale) @ up: [rows or 1, in, out].
+
+    One weight where there are no lanes, however many rows of scales other slots have: of several products that have
+    nothing to sum, onnxruntime writes but the first.
+    """
     op, inputs = site.tape.op, site.inputs
-    return op("Add", [weight, op("MatMul", [op("Mul", [inputs["down"], site.lanes.scale_rows]), inputs["up"]])])
+    scale = op("Reshape", [site.lanes.scale_rows, site.lanes.sets_of_scales], _EMPTY)
+    return op("Add", [weight, op("MatMul", [op("Mul", [inputs["down"], scale]), inputs["up"]])])
 
 
 def product(site: Site, weight: ir.Value) -> ir.Value:
