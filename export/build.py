@@ -13,6 +13,7 @@ from safetensors.numpy import save
 from torch import nn
 
 from lora_edge.arrays import FloatArray
+from lora_edge.blockwise import Blockwise
 from lora_edge.bundle import FORMAT, MANIFEST, Bundle, Component, describe_files, fingerprint
 from lora_edge.errors import ExportError
 from lora_edge.export.checkpoint import Checkpoint, Part, settings_of
@@ -23,6 +24,7 @@ from lora_edge.export.memory import release
 from lora_edge.export.passes import PASSES
 from lora_edge.export.program import write_program
 from lora_edge.export.slotted import REFERENCE_ROWS, slot_table
+from lora_edge.export.smaller import Shrunk, Smaller, shrink
 from lora_edge.export.tokenizer import write_tokenizer
 from lora_edge.export.trace import capture, trace
 from lora_edge.export.variants import VARIANTS, Variant, variants
@@ -63,6 +65,7 @@ def build(
     listener: Listener | None = None,
     coreml: Mapping[str, Any] | None = None,
     open_program: OpenProgram | None = None,
+    smaller: Smaller | None = None,
 ) -> Bundle:
     """Export every component that the source has.
 
@@ -74,13 +77,17 @@ def build(
         listener: hears of the progress.
         coreml: settings of `export.coreml.options.Options`; None for a bundle without Core ML packages.
         open_program: opens a component's program for its verification; None for a bundle without programs for torch.
+        smaller: quantized weights, or weights stored in half precision.
 
     Raises:
         CheckpointError: the source cannot be read, or is another architecture.
-        ExportError: the target exists, torch cannot trace a component, or Core ML packages cannot be made.
+        ExportError: the target exists, torch cannot trace a component, or Core ML packages cannot be made, or
+            smaller weights are asked for together with programs or packages, which have their own.
         VerificationError: the graph differs from torch.
     """
-    listener = listener or Listener()
+    listener, smaller = listener or Listener(), smaller or Smaller()
+    if smaller.asked and (open_program or coreml is not None):
+        raise ExportError("programs for torch and Core ML packages keep weights of their own: export them without this")
     options = None if coreml is None else Options(**coreml)
     if options:
         library()  # said before anything takes minutes
@@ -94,7 +101,7 @@ def build(
         packages = coreml_folder.stages(checkpoint) if options else 0
         listener.begin(len(checkpoint.parts) * len(STAGES) + packages + 1)
         components = {
-            part.recipe.component: _export(part, partial, open_graph, open_program, listener)
+            part.recipe.component: _export(part, partial, open_graph, open_program, listener, smaller)
             for part in checkpoint.parts
         }
         _copy_settings(checkpoint, partial)
@@ -120,7 +127,12 @@ def _check_target(final: Path, overwrite: bool) -> None:
 
 
 def _export(
-    part: Part, partial: Path, open_graph: OpenGraph, open_program: OpenProgram | None, listener: Listener
+    part: Part,
+    partial: Path,
+    open_graph: OpenGraph,
+    open_program: OpenProgram | None,
+    listener: Listener,
+    smaller: Smaller,
 ) -> dict[str, Any]:
     """One component: its manifest entry."""
     recipe = part.recipe
@@ -133,21 +145,25 @@ def _export(
     config = settings_of(module)
     size = 2 ** len(config.get("block_out_channels", ()))
     example = recipe.example(config, 2, size)
-    table = slot_table(recipe, module, config, recipe.example(config, 1, recipe.reference(config) or size))
+    seen = recipe.example(config, 1, recipe.reference(config) or size)
+    table = slot_table(recipe, module, config, seen, beside=smaller.quantize is not None)
+    shrunk = shrink(smaller, recipe, module, table, example, seen) if smaller.asked else None
     stage(1)
     captured = capture(recipe, module, example)
     model = trace(recipe, module, captured)
     stage(2)
-    models = {variant: _dressed(model, table, variant) for variant in variants(table)}
+    wanted = [one for one in variants(table) if not smaller.quantize or one.runs_on == "onnxruntime"]
+    models = {variant: _dressed(model, table, variant, shrunk) for variant in wanted}
     stage(3)
     folder = partial / recipe.component
-    weights = _write_component(part, module, table, models, folder)
+    weights = _write_component(part, module, table, models, folder, shrunk.weights if shrunk else {})
     graph = folder / next(iter(models)).file
     program = None
     if open_program:
         program = write_program(captured, recipe, module, table, example, next(iter(models.values())), folder)
     graphs = _list_graphs(models, folder.name, table)
-    del model, models, captured
+    weight_form = shrunk.to_json(table) if shrunk else None
+    del model, models, captured, shrunk
     release()
     stage(4)
     reference = Reference(recipe, module, table, example)
@@ -179,6 +195,7 @@ def _export(
         "norms": dict(table.norms),
         "facts": dict(table.facts),
         "weights": weights,
+        **({"smaller": weight_form} if weight_form else {}),
         "verification": outcomes,
         **({"verification_of_others": narrower} if narrower else {}),
         **({"program": program} if program else {}),
@@ -189,10 +206,12 @@ def _filled(open_graph: OpenGraph, path: Path, table: SlotTable, norms: Mapping[
     return Filled(open_graph(path), table, norms)
 
 
-def _dressed(model: ir.Model, table: SlotTable, variant: Variant) -> ir.Model:
+def _dressed(model: ir.Model, table: SlotTable, variant: Variant, shrunk: Shrunk | None) -> ir.Model:
     made = model.clone()
     for transform in PASSES:
         transform(made, table, variant)
+    if shrunk:
+        shrunk.dress(made, table)
     return made
 
 
@@ -206,10 +225,15 @@ def _list_graphs(models: Mapping[Variant, ir.Model], folder: str, table: SlotTab
 
 
 def _write_component(
-    part: Part, module: nn.Module, table: SlotTable, models: Mapping[Variant, ir.Model], folder: Path
+    part: Part,
+    module: nn.Module,
+    table: SlotTable,
+    models: Mapping[Variant, ir.Model],
+    folder: Path,
+    packed: Mapping[str, Blockwise],
 ) -> dict[str, Any]:
     folder.mkdir()
-    weights = write_graphs(models, table, folder)
+    weights = write_graphs(models, table, folder, packed)
     shutil.copyfile(part.folder / "config.json", folder / "config.json")
     if table.norms:
         wanted = {f"{norm}.{leaf}" for norm in table.norms for leaf in ("weight", "bias")}

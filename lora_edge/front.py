@@ -20,6 +20,8 @@ def export(
     listener: Any = None,
     coreml: Mapping[str, Any] | None = None,
     torch: bool = False,
+    quantize: str | None = None,
+    store: str = "fp32",
 ) -> "Bundle":
     """Export a checkpoint into a bundle.
 
@@ -31,12 +33,16 @@ def export(
         coreml: add Core ML packages with these settings (`rank`, `os`, `precision`, `attention`, `palettize`, `chunks`,
             `conv_slots`; see `export.coreml.options.Options`); {} for the defaults, None for no packages.
         torch: add programs for the backend torch, a few MB each, over the same weights.
+        quantize: "int8" or "int4": the weights of layers that take adapters, on disk and in memory; adapters on top of
+            them stay float32. Image encoders and decoders are left as they are.
+        store: "fp32", "fp16" or "bf16": the precision of large weights on disk; opened, they are float32.
 
     Raises:
         ExportError: a package of the [export] extra is missing, or see `export.build.build`.
     """
     try:
         from lora_edge.export.build import build
+        from lora_edge.export.smaller import Smaller
     except ModuleNotFoundError as error:
         raise ExportError(f"{_WANTED} ({error})") from error
     from lora_edge.runtime.session import Session
@@ -50,4 +56,5 @@ def export(
         listener=listener,
         coreml=coreml,
         open_program=open_program if torch else None,
+        smaller=Smaller(quantize, store),
     )

@@ -23,6 +23,15 @@ def export(
     target: Annotated[
         str, typer.Option(help="onnx, or besides: coreml for Core ML packages, torch for programs.")
     ] = "onnx",
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            help="int8 or int4: less memory for the weights; adapters on top stay float32.", show_default=False
+        ),
+    ] = None,
+    store: Annotated[
+        str, typer.Option(help="fp32, fp16 or bf16: large weights on the disk; in memory they are float32.")
+    ] = "fp32",
     rank: Annotated[int | None, _coreml("lanes of a slot, for all adapters of a request: 16, 32 or 64. [32]")] = None,
     os: Annotated[str | None, _coreml("oldest system to run on: iOS16, iOS17 or iOS18. [iOS17]")] = None,
     precision: Annotated[str | None, _coreml("fp16 or fp32. [fp16]")] = None,
@@ -48,23 +57,31 @@ def export(
     settings = {name: value for name, value in asked.items() if value is not None}
     if settings and target != "coreml":
         raise typer.BadParameter("is for --target coreml", param_hint=f"--{next(iter(settings)).replace('_', '-')}")
+    if (quantize or store != "fp32") and target != "onnx":
+        raise typer.BadParameter("is for --target onnx", param_hint="--quantize" if quantize else "--store")
     with tqdm(disable=as_json, bar_format="{desc:<38} {bar} {n_fmt}/{total_fmt} [{elapsed}]") as bar:
         told = _Told(bar)
         besides: Any = {"coreml": {"coreml": settings}, "torch": {"torch": True}}.get(target, {})
-        made = front.export(source, bundle, overwrite=force, listener=told, **besides)
+        made = front.export(source, bundle, overwrite=force, listener=told, quantize=quantize, store=store, **besides)
         bar.update(1)
         bar.set_description_str("done")
     table = told.table
     size = sum(entry["size"] for entry in made.manifest["files"].values())
+    shrunk = {name: entry["smaller"] for name, entry in made.manifest["components"].items() if "smaller" in entry}
     if as_json:
         slots = {slots.component: len(slots) for slots in made.tables}
         facts = {"bundle": str(bundle), "bytes": size, "slots": slots, "fingerprint": made.fingerprint}
+        facts |= {"smaller": shrunk} if shrunk else {}
         typer.echo(json.dumps({**facts, "verification": table}, indent=1))
         return
     first, width = (max(len(row[column]) for row in table) for column in ("component", "case"))
     typer.echo("Largest error against torch, relative to the output's largest value:")
     for row in table:
         typer.echo(f"  {row['component']:<{first}} {row['case']:<{width}}  {row['relative']:.1e}")
+    for component, entry in shrunk.items():
+        if entry["psnr"] is not None:
+            held = entry["quantize"] or entry["store"]
+            typer.echo(f"The {component} in {held} against its original: PSNR {entry['psnr']:.1f} dB.")
     typer.echo(f"Wrote {bundle}: {', '.join(made.components)}; {size / 1e6:.1f} MB.")
 
 
