@@ -80,7 +80,8 @@ def changes(found: Found, model: str, skip: Sequence[str] = ()) -> str:
     rows = []
     for name in found.contestants(question="swap", model=model):
         line = found.one(question="swap", model=model, contestant=name, case="resident")
-        later = [seconds(max(0.0, line["later"]["median"])) if line else NOTHING] if not skip else []
+        told = seconds(max(0.0, line["later"]["median"])) if line and "later" in line else NOTHING
+        later = [told] if not skip else []
         cells = (_change(found, model, question, name, case) for question, case, _ in shown)
         rows.append([CONTESTANTS[name].title, *cells, *later])
     return table(["", *(heading for _, _, heading in shown), *(["later"] if not skip else [])], rows)
