@@ -10,6 +10,7 @@ from tqdm import tqdm
 from lora_edge import front
 
 TARGETS = ("onnx", "coreml", "torch")
+QUANTIZE, STORES = ("int8", "int4"), ("fp32", "fp16", "bf16")
 
 
 def _coreml(help: str, *names: str) -> Any:
@@ -50,8 +51,14 @@ def export(
 
     Needs the packages of the extra: pip install 'lora-edge[export]', and 'lora-edge[coreml]' for Core ML.
     """
-    if target not in TARGETS:
-        raise typer.BadParameter(f"{target!r} is neither {' nor '.join(TARGETS)}", param_hint="--target")
+    given = (
+        ("--target", target, TARGETS),
+        ("--quantize", quantize or QUANTIZE[0], QUANTIZE),
+        ("--store", store, STORES),
+    )
+    for option, value, known in given:
+        if value not in known:
+            raise typer.BadParameter(f"{value!r} is neither {' nor '.join(known)}", param_hint=option)
     asked = {"rank": rank, "os": os, "precision": precision, "attention": attention, "palettize": palettize}
     asked |= {"chunks": chunks, "conv_slots": conv_slots}
     settings = {name: value for name, value in asked.items() if value is not None}
