@@ -14,7 +14,7 @@ from onnx_ir.external_data import convert_tensors_to_external
 
 from lora_edge.blockwise import Blockwise
 from lora_edge.errors import ExportError
-from lora_edge.export.passes.pack_weights import leaves
+from lora_edge.export.passes.pack_weights import leaves, turned
 from lora_edge.export.variants import Variant
 from lora_edge.slots import Slot, SlotTable
 
@@ -83,9 +83,10 @@ def _weight(model: ir.Model, slot: Slot) -> dict[str, Any]:
 
 
 def _packed(model: ir.Model, slot: Slot, held: Blockwise) -> dict[str, Any]:
-    codes, scales, zeros = (_place(model, name) for name in leaves(slot))
+    codes, scales, zeros = ({**_place(model, name), "transposed": turned(slot, held)} for name in leaves(slot))
+    codes["shape"] = list(held.codes.T.shape if codes["transposed"] else held.codes.shape)
     told = {"bits": held.bits, "channels_last": held.channels_last, "scales": scales, "zeros": zeros}
-    return {**codes, "shape": list(held.codes.shape), **told}
+    return {**codes, **told}
 
 
 def _place(model: ir.Model, name: str) -> dict[str, Any]:

@@ -13,6 +13,8 @@ A weight lies as torch has it, or transposed, [in, out], as graphs multiply it; 
     "<slot>": {"offset": bytes, "dtype": "U8", "shape": [out, bytes of a row], "bits": 4, "channels_last": false,
                "scales": {"offset": bytes, "dtype": "F32", "shape": [out, blocks]},
                "zeros": {"offset": bytes, "dtype": "U8", "shape": [out, bytes of a row's zeros]}}
+
+All three may lie transposed.
 """
 
 import math
@@ -90,7 +92,9 @@ class GraphWeights:
         ) -> _Place:
             transposed = bool(item.get("transposed", False))
             wanted = tuple(reversed(shape)) if transposed else shape
-            found = _Place(int(item["offset"]), dtypes[dtypes.index(item["dtype"])], wanted, transposed)
+            if item["dtype"] not in dtypes:
+                raise KeyError(item["dtype"])
+            found = _Place(int(item["offset"]), str(item["dtype"]), wanted, transposed)
             if item["shape"] != list(wanted) or found.offset < 0 or found.end > size:
                 raise BundleDamaged(
                     f"{slot.name} should have {leaf} {list(wanted)} within the {size} bytes of {file}, where its "
@@ -102,7 +106,8 @@ class GraphWeights:
             item = entry["tensors"][slot.name]
             if "bits" not in item:
                 return place("tensors", slot, item, slot.weight_shape)
-            bits, blocks = int(item["bits"]), int(item["scales"]["shape"][1])
+            blocks = int(item["scales"]["shape"][0 if item["scales"].get("transposed") else 1])
+            bits = int(item["bits"])
             if bits not in BITS or blocks < 1 or slot.patch % blocks:
                 raise BundleDamaged(f"{slot.name} cannot have {blocks} blocks of {bits} bits a row; export it again")
             parts = {"codes": (item, slot.patch), "zeros": (item["zeros"], blocks)}
@@ -130,7 +135,8 @@ class GraphWeights:
         place = self.weights[slot]
         if isinstance(place, _Place):
             return self._read(place)
-        codes, scales, zeros = (self._lying(part) for part in (place.codes, place.scales, place.zeros))
+        parts = [(part, self._lying(part)) for part in (place.codes, place.scales, place.zeros)]
+        codes, scales, zeros = (held.T if part.transposed else held for part, held in parts)
         return Blockwise(place.bits, place.shape, place.channels_last, codes, scales, zeros).dequantized()
 
     def bias(self, slot: str) -> FloatArray | None:

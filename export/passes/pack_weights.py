@@ -3,8 +3,9 @@
 Not one of PASSES: it comes after them, since the optimizer would unpack what it can.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
@@ -22,6 +23,11 @@ FLOAT32 = 1  # accuracy_level of MatMulNBits: the type that products are compute
 def leaves(slot: Slot) -> tuple[str, str, str]:
     """Names of the initializers that a quantized weight becomes."""
     return f"{slot.name}.weight", f"{slot.name}.weight.scales", f"{slot.name}.weight.zeros"
+
+
+def turned(slot: Slot, held: Blockwise) -> bool:
+    """Whether codes, scales and zeros lie transposed, as onnxruntime multiplies a weight that it unpacks."""
+    return slot.kernel is None and held.bits == 8 and not held.channels_last
 
 
 def pack_weights(model: ir.Model, table: SlotTable, ways: Mapping[str, Way], weights: Mapping[str, Blockwise]) -> None:
@@ -65,15 +71,14 @@ def _rewrite(graph: ir.Graph, node: ir.Node, slot: Slot, way: Way, held: Blockwi
 def _unpacked(tape: Tape, graph: ir.Graph, node: ir.Node, slot: Slot, held: Blockwise, constant: Constants) -> ir.Value:
     """The weight in float32. The scales' shape is made to depend on x: onnxruntime would otherwise unpack all layers
     before it runs the first, and the optimizers of other programs would do so once and for all."""
-    op, x = tape.op, node.inputs[0]
-    codes, scales, zeros = _initializers(graph, slot, held, held.codes, held.zeros)
+    op, x, flat = tape.op, node.inputs[0], turned(slot, held)
+    parts = (held.codes, held.scales, held.zeros)
+    codes, scales, zeros = _initializers(graph, slot, [np.ascontiguousarray(p.T) for p in parts] if flat else parts)
     none = op("Mul", [op("Shape", [x], {"start": 0, "end": 1}), constant(0)])
     now = op("Reshape", [scales, op("Concat", [none, constant(-1)], {"axis": 0})])  # a 0 keeps the axis
-    block = held.shape[1] * int((slot.kernel or (1, 1))[0] * (slot.kernel or (1, 1))[1]) // held.scales.shape[1]
-    made = op("DequantizeLinear", [codes, now, zeros], {"axis": 1, "block_size": block})
-    if slot.kernel is None:
-        return op("Transpose", [made], {"perm": [1, 0]})
-    return op("Reshape", [made, constant(*slot.weight_shape)])
+    block = slot.patch // held.scales.shape[1]
+    made = op("DequantizeLinear", [codes, now, zeros], {"axis": 0 if flat else 1, "block_size": block})
+    return made if flat else op("Reshape", [made, constant(*slot.weight_shape)])
 
 
 def _patches(tape: Tape, node: ir.Node, slot: Slot, constant: Constants) -> ir.Value:
@@ -109,15 +114,16 @@ def _patches(tape: Tape, node: ir.Node, slot: Slot, constant: Constants) -> ir.V
 def _product(tape: Tape, graph: ir.Graph, x: ir.Value, node: ir.Node, slot: Slot, held: Blockwise) -> ir.Value:
     out, blocks = held.scales.shape
     block = slot.patch // blocks
-    inputs = _initializers(graph, slot, held, held.codes.reshape(out, blocks, -1), held.zeros)
+    inputs = _initializers(graph, slot, (held.codes.reshape(out, blocks, -1), held.scales, held.zeros))
     bias = [None, node.inputs[2]] if len(node.inputs) > 2 and node.inputs[2] is not None else []
     attributes = {"K": slot.patch, "N": out, "bits": held.bits, "block_size": block, "accuracy_level": FLOAT32}
     return tape.op("MatMulNBits", [x, *inputs, *bias], attributes, domain="com.microsoft")
 
 
-def _initializers(graph: ir.Graph, slot: Slot, held: Blockwise, codes: Array, zeros: Array) -> list[ir.Value]:
+def _initializers(graph: ir.Graph, slot: Slot, parts: Sequence[Array]) -> list[ir.Value]:
+    """Codes, scales and zeros."""
     made = []
-    for name, array in zip(leaves(slot), (codes, held.scales, zeros), strict=True):
+    for name, array in zip(leaves(slot), parts, strict=True):
         tensor = ir.tensor(array, name=name)
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         graph.initializers.add(value)
