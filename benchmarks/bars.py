@@ -46,6 +46,7 @@ def answers(found: Found, results: Path) -> Iterator[Answer]:
     yield from _peers(found)
     yield from _swaps(found)
     yield from _memory(found)
+    yield from _quantized(found)
     yield from _export(results / "export_sd15.json")
 
 
@@ -122,6 +123,18 @@ def _memory(found: Found) -> Iterator[Answer]:
             line = found.one(question="memory", model=MODEL, contestant=name, case=case)
             title = f"peak memory of a 512x512 image with {case}, over the plain graph's"
             yield Answer(title, CONTESTANTS[name].title, 1.10, _ratio(line))
+
+
+QUANTIZED = (("lora-edge-ort-int8", 0.45, 35.0), ("lora-edge-ort-int4", 0.30, 28.0))
+
+
+def _quantized(found: Found) -> Iterator[Answer]:
+    for name, memory, psnr in QUANTIZED:
+        where = CONTESTANTS[name].title
+        line = found.one(question="quantized", model=MODEL, contestant=name, case="weights in memory")
+        yield Answer("weights in memory, over those in fp32", where, memory, _ratio(line))
+        line = found.one(question="quantized", model="emoji", contestant=name, case="PSNR")
+        yield Answer("noise of the output, below its range", where, -psnr, -line["median"] if line else None, "dB")
 
 
 def _export(path: Path) -> Iterator[Answer]:

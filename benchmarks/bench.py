@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.adapter_files import Files, Spec, write_adapter
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.contestants.base import Cannot
 from benchmarks.models import Model, Places
 from benchmarks.workers import Failed, Worker, groups
+from lora_edge.arrays import FloatArray
 from lora_edge.bundle import Bundle
 
 DECLARED = Spec(16)  # changes every layer that the adapters of the peers' questions do
@@ -109,9 +112,10 @@ class Bench:
         Raises:
             Cannot: its environment is not installed.
         """
-        for need in ("model", *CONTESTANTS[name].needs):
+        entry = CONTESTANTS[name]
+        for need in ("model", *entry.needs):
             Places(model, self.work).prepare(need)
-        described = {**model.described(self.work), "highest_rank": DECLARED.rank}
+        described = {**model.described(self.work, entry.bundle), "highest_rank": DECLARED.rank}
         declared = self.adapter(model, DECLARED)["file"]
         worker = Worker(name, self.work / "logs" / f"{model.name}.{name}.log")
         return worker, {"model": described, "threads": self.threads, "declared": declared}
@@ -159,3 +163,12 @@ def running(bench: Bench) -> Iterator[Bench]:
         yield bench
     finally:
         bench.close()
+
+
+def output(bench: Bench, player: Player, chosen: Chosen, latents: int) -> FloatArray:
+    """What one step of two rows makes: [2, channels, latents, latents] float32."""
+    player.hold(chosen)
+    path = bench.work / "output.npy"
+    player.worker.ask("output", latents=latents, rows=2, path=str(path))
+    made: FloatArray = np.load(path)
+    return made

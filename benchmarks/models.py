@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,11 @@ from benchmarks.peers import python_of
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "examples" / "emoji" / "model"
-TARGETS = ("--target", "torch")  # beside the ONNX graphs
+BUNDLES: Mapping[str, tuple[str, ...]] = {  # folder -> how the model is exported into it
+    "bundle": ("--target", "torch"),
+    "int8": ("--quantize", "int8"),
+    "int4": ("--quantize", "int4"),
+}
 TOKENS = 77  # of the random models' texts
 PIPELINE = {
     "_class_name": "StableDiffusionPipeline",
@@ -62,14 +67,14 @@ class Model:
         """The same at other latents; none for its own."""
         return replace(self, latents=latents or self.latents)
 
-    def described(self, work: Path) -> dict[str, Any]:
-        """What workers are told: paths, and the sizes that inputs need."""
+    def described(self, work: Path, bundle: str = "bundle") -> dict[str, Any]:
+        """What workers are told: paths, one of the bundles, and the sizes that inputs need."""
         place = Places(self, work)
         unet, text, vae = (_settings(place.model / part / "config.json") for part in ("unet", "text_encoder", "vae"))
         return {
             "name": self.name,
             "model": str(place.model),
-            "bundle": str(place.bundle),
+            "bundle": str(place.folder / bundle),
             "plain": {component: str(path) for component, path in place.plain().items()},
             "openvino": str(place.openvino),
             "channels": unet.get("in_channels", 4),
@@ -124,31 +129,31 @@ class Places:
         return made
 
     def prepare(self, need: str) -> None:
-        """Make what is missing: `model`, `bundle`, `plain` or `openvino`."""
-        {
-            "model": self._model, "bundle": self._bundle, "plain": self._plain, "openvino": self._openvino,
-        }[need]()  # fmt: skip
+        """Make what is missing: `model`, one of BUNDLES, `plain` or `openvino`."""
+        bundles = {name: partial(self._export, name, settings) for name, settings in BUNDLES.items()}
+        (bundles | {"model": self._model, "plain": self._plain, "openvino": self._openvino})[need]()
 
     def _model(self) -> None:
         if self.model.is_dir():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / "model.partial"
-        _run(sys.executable, "-m", "benchmarks.random_model", json.dumps(dict(self.kind.unet)), str(partial))
-        shutil.copytree(DEMO / "tokenizer", partial / "tokenizer", dirs_exist_ok=True)
-        tokenizer = partial / "tokenizer" / "tokenizer_config.json"
+        made = self.folder / "model.partial"
+        _run(sys.executable, "-m", "benchmarks.random_model", json.dumps(dict(self.kind.unet)), str(made))
+        shutil.copytree(DEMO / "tokenizer", made / "tokenizer", dirs_exist_ok=True)
+        tokenizer = made / "tokenizer" / "tokenizer_config.json"
         tokenizer.write_text(json.dumps(_settings(tokenizer) | {"model_max_length": TOKENS}), encoding="utf-8")
-        (partial / "model_index.json").write_text(json.dumps(PIPELINE, indent=1) + "\n", encoding="utf-8")
-        partial.rename(self.model)
+        (made / "model_index.json").write_text(json.dumps(PIPELINE, indent=1) + "\n", encoding="utf-8")
+        made.rename(self.model)
 
-    def _bundle(self) -> None:
-        if not self.bundle.is_dir():
+    def _export(self, name: str, settings: tuple[str, ...]) -> None:
+        target = self.folder / name
+        if not target.is_dir():
             self._model()
             self.folder.mkdir(parents=True, exist_ok=True)
-            _run(sys.executable, "-m", "lora_edge", "export", str(self.model), str(self.bundle), *TARGETS, "--json")
+            _run(sys.executable, "-m", "lora_edge", "export", str(self.model), str(target), *settings, "--json")
 
     def _plain(self) -> None:
-        self._bundle()
+        self.prepare("bundle")
         for component, path in self.plain().items():
             if not path.is_file():
                 _run(sys.executable, "-m", "benchmarks.plain", str(self.model), component, str(self.bundle), str(path))
@@ -161,10 +166,10 @@ class Places:
                 raise Cannot("the environment 'optimum', which converts models, is not installed (make bench-peers)")
             self._model()
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self.folder / "openvino.partial"
+            made = self.folder / "openvino.partial"
             task = ("--task", "stable-diffusion", "--weight-format", "fp16")
-            _run(str(tool), "export", "openvino", "--model", str(self.model), *task, str(partial))
-            partial.rename(self.openvino)
+            _run(str(tool), "export", "openvino", "--model", str(self.model), *task, str(made))
+            made.rename(self.openvino)
 
 
 def _settings(path: Path) -> dict[str, Any]:

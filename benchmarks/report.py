@@ -47,6 +47,12 @@ SECTIONS: tuple[tuple[str, str, Callable[[Found, str], str]], ...] = (
         "the first step. Ratios to the plain graph on the same library.",
         tables.memory,
     ),
+    (
+        "Quantized weights",
+        "What opening the UNet and one small step add to the process; how far one step without adapter is from fp32's, "
+        "in dB of its range; a step at the smallest latents. Ratios to fp32.",
+        tables.quantized,
+    ),
     ("On disk", "", tables.disk),
     ("What could not be measured", "", tables.cannot),
 )

@@ -120,6 +120,20 @@ def memory(found: Found, model: str) -> str:
     return table(head, [row for row in rows if any(cell.strip(f"{NOTHING}, ") for cell in row[1:])])
 
 
+def quantized(found: Found, model: str) -> str:
+    """Ours in fp32 and smaller: memory of the weights, how near the output is, and a step."""
+    wanted = {"question": "quantized", "model": model}
+    rows = []
+    for name in found.contestants(**wanted):
+        weights = found.one(**wanted, contestant=name, case="weights in memory")
+        psnr = found.one(**wanted, contestant=name, case="PSNR")
+        step = found.one(**wanted, contestant=name, case="1 of rank 16")
+        told = f"{gigabytes(weights['median'])}, {times(weights)}" if weights else NOTHING
+        near = f"{psnr['median']:.1f} dB" if psnr else NOTHING
+        rows.append([CONTESTANTS[name].title, told, near, f"{milliseconds(step)}, {times(step)}"])
+    return table(["", "weights in memory", "output", "a step, 1 of rank 16"], rows)
+
+
 def disk(found: Found, model: str) -> str:
     """What lies on disk."""
     lines = list(found.all(question="disk", model=model))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Role = Literal["ours", "wider", "limit", "peer"]
+Role = Literal["ours", "wider", "smaller", "limit", "peer"]
 
 
 @dataclass(frozen=True)
@@ -14,8 +14,8 @@ class Entry:
     Attributes:
         title: as tables call it.
         module: of `benchmarks.contestants`, run as a process.
-        role: ours; ours with a graph that takes more than most adapters need; the limit (the same graph without LoRA
-            inputs); or a peer.
+        role: ours; ours with a graph that takes more than most adapters need; ours with quantized weights; the limit
+            (the same graph without LoRA inputs); or a peer.
         environment: a name in `benchmarks.peers.ENVIRONMENTS`, or "" for the one that runs the benchmarks.
         settings: passed to the contestant.
         limit: the name of the contestant that is the limit of this one; none where its library runs no plain graph.
@@ -24,6 +24,7 @@ class Entry:
         lazy: whether what the first step after a change takes longer belongs to the change.
         single: whether loading an adapter replaces the one before.
         borrows: whether it runs on a graph that we made.
+        bundle: which of `benchmarks.models.BUNDLES` it opens.
         needs: what of a model it reads besides the checkpoint: `bundle`, `plain`, `openvino`.
     """
 
@@ -38,6 +39,7 @@ class Entry:
     lazy: bool = False
     single: bool = False
     borrows: bool = False
+    bundle: str = "bundle"
     needs: tuple[str, ...] = ()
 
 
@@ -70,6 +72,14 @@ CONTESTANTS: Mapping[str, Entry] = {
     "lora-edge-torch": Entry(
         "lora-edge, torch program", "lora_edge", "ours",
         settings={"backend": "torch"}, weight=6.0, needs=("bundle",),
+    ),
+    "lora-edge-ort-int8": Entry(
+        "lora-edge, onnxruntime, int8 weights", "lora_edge", "smaller",
+        settings={"backend": "onnxruntime"}, bundle="int8", limit="lora-edge-ort", needs=("int8",),
+    ),
+    "lora-edge-ort-int4": Entry(
+        "lora-edge, onnxruntime, int4 weights", "lora_edge", "smaller",
+        settings={"backend": "onnxruntime"}, bundle="int4", limit="lora-edge-ort", needs=("int4",),
     ),
     "plain-ort": Entry("graph without LoRA inputs, onnxruntime", "plain_onnxruntime", "limit", needs=("plain",)),
     "plain-ov": Entry(

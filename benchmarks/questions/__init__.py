@@ -5,7 +5,18 @@ from typing import Any
 
 from benchmarks.bench import Bench
 from benchmarks.models import Model
-from benchmarks.questions import batches, beside_peers, disk, growth, memory, multiplier, opening, step_time, swap
+from benchmarks.questions import (
+    batches,
+    beside_peers,
+    disk,
+    growth,
+    memory,
+    multiplier,
+    opening,
+    quantized,
+    step_time,
+    swap,
+)
 
 Measure = Callable[[Bench, Model], Iterator[dict[str, Any]]]
 
@@ -19,4 +30,5 @@ QUESTIONS: Mapping[str, Measure] = {
     "batches": batches.measure,
     "opening": opening.measure,
     "memory": memory.measure,
+    "quantized": quantized.measure,
 }

@@ -12,13 +12,14 @@ from typing import Any
 
 from benchmarks.bench import DECLARED, Bench
 from benchmarks.harness import Line
-from benchmarks.models import Model, Places
+from benchmarks.models import BUNDLES, Model, Places
 
 
 def measure(bench: Bench, model: Model) -> Iterator[dict[str, Any]]:
     places = Places(model, bench.work)
     places.prepare("bundle")
-    for title, folder in {"checkpoint": places.model, "bundle": places.bundle, "OpenVINO": places.openvino}.items():
+    bundles = {name: places.folder / name for name in BUNDLES}
+    for title, folder in {"checkpoint": places.model, **bundles, "OpenVINO": places.openvino}.items():
         if folder.is_dir():
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             yield Line("disk", model.name, "", title, "bytes", [size]).to_json()

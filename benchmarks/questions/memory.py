@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.bench import DECLARED, Bench
-from benchmarks.contestants import CONTESTANTS
+from benchmarks.contestants import CONTESTANTS, named
 from benchmarks.fresh import measure_once
 from benchmarks.models import Model
 from benchmarks.workers import Worker
@@ -24,7 +24,7 @@ STEPS = 2
 
 
 def measure(bench: Bench, model: Model) -> Iterator[dict[str, Any]]:
-    names = bench.chosen(tuple(CONTESTANTS), model)
+    names = bench.chosen(named("ours", "wider", "limit", "peer"), model)
     reference = {name: CONTESTANTS[name].limit for name in names if CONTESTANTS[name].limit}
     files = dict(bench.adapter(model, DECLARED))
     resident: dict[str, list[float]] = {}

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.bench import Bench
-from benchmarks.contestants import CONTESTANTS
+from benchmarks.contestants import CONTESTANTS, named
 from benchmarks.fresh import measure_once
 from benchmarks.models import Model
 from benchmarks.workers import Worker
 
 
 def measure(bench: Bench, model: Model) -> Iterator[dict[str, Any]]:
-    names = bench.chosen(tuple(CONTESTANTS), model)
+    names = bench.chosen(named("ours", "wider", "limit", "peer"), model)
     reference = {name: CONTESTANTS[name].limit for name in names if CONTESTANTS[name].limit}
     latents = model.latents[0]
 
