@@ -61,12 +61,15 @@ def quantized(weight: FloatArray, way: Way, block: int) -> Blockwise:
         block: weights with one scale; divides those of a row.
     """
     rows = np.moveaxis(weight, 1, -1) if way.product else weight
-    blocks = rows.reshape(len(weight), -1, block)
+    strided = weight.ndim > 2 and not way.product
+    each, axis = ((len(weight), block, -1), 1) if strided else ((len(weight), -1, block), 2)
+    blocks = rows.reshape(each)
     top = 2**way.bits - 1
-    low, high = np.minimum(blocks.min(2), 0), np.maximum(blocks.max(2), 0)
+    low, high = np.minimum(blocks.min(axis), 0), np.maximum(blocks.max(axis), 0)
     scales = ((high - low) / top).astype(np.float32)
     scales[scales < np.finfo(np.float32).tiny] = 1  # a block of zeros, whose codes are all its zero
     zeros = np.clip(np.rint(-low / scales), 0, top).astype(np.uint8)
-    codes = np.clip(np.rint(blocks / scales[..., None]) + zeros[..., None], 0, top).astype(np.uint8)
+    shown = np.rint(blocks / np.expand_dims(scales, axis)) + np.expand_dims(zeros, axis)
+    codes = np.clip(shown, 0, top).astype(np.uint8)
     flat = packed(codes.reshape(len(weight), -1), way.bits)
-    return Blockwise(way.bits, weight.shape, way.product, flat, scales, packed(zeros, way.bits))
+    return Blockwise(way.bits, weight.shape, way.product, strided, flat, scales, packed(zeros, way.bits))

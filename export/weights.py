@@ -85,7 +85,13 @@ def _weight(model: ir.Model, slot: Slot) -> dict[str, Any]:
 def _packed(model: ir.Model, slot: Slot, held: Blockwise) -> dict[str, Any]:
     codes, scales, zeros = ({**_place(model, name), "transposed": turned(slot, held)} for name in leaves(slot))
     codes["shape"] = list(held.codes.T.shape if codes["transposed"] else held.codes.shape)
-    told = {"bits": held.bits, "channels_last": held.channels_last, "scales": scales, "zeros": zeros}
+    told = {
+        "bits": held.bits,
+        "channels_last": held.channels_last,
+        "strided": held.strided,
+        "scales": scales,
+        "zeros": zeros,
+    }
     return {**codes, **told}
 
 

@@ -22,6 +22,8 @@ class Blockwise:
         bits: of a code, 4 or 8.
         shape: of the weight in torch's layout, [out, in] or [out, in, kh, kw].
         channels_last: whether a row is ordered (kh, kw, in).
+        strided: whether block i of n is every n-th weight of a row from the i-th on, and not a run of weights; programs
+            unpack such blocks several times as fast, a block's neighbours then being of other blocks.
         codes: [out, bytes of a row] uint8.
         scales: [out, blocks] float32.
         zeros: [out, bytes of a row's zeros] uint8.
@@ -30,6 +32,7 @@ class Blockwise:
     bits: int
     shape: tuple[int, ...]
     channels_last: bool
+    strided: bool
     codes: Array
     scales: FloatArray
     zeros: Array
@@ -38,11 +41,10 @@ class Blockwise:
         """The weight that the codes stand for, float32 in torch's layout."""
         rows, blocks = self.scales.shape
         patch = int(np.prod(self.shape[1:]))
-        codes = unpacked(self.codes, self.bits, patch).reshape(rows, blocks, -1)
-        zeros = unpacked(self.zeros, self.bits, blocks)[..., None]
-        made = codes.astype(np.float32)
-        made -= zeros.astype(np.float32)
-        made *= self.scales[..., None]
+        each, axis = ((rows, -1, blocks), 1) if self.strided else ((rows, blocks, -1), 2)
+        made = unpacked(self.codes, self.bits, patch).reshape(each).astype(np.float32)
+        made -= np.expand_dims(unpacked(self.zeros, self.bits, blocks).astype(np.float32), axis)
+        made *= np.expand_dims(self.scales, axis)
         if not self.channels_last:
             return made.reshape(self.shape)
         out, channels, *kernel = self.shape

@@ -11,6 +11,7 @@ The manifest of a bundle says where they lie:
 A weight lies as torch has it, or transposed, [in, out], as graphs multiply it; or in codes (`lora_edge.blockwise`):
 
     "<slot>": {"offset": bytes, "dtype": "U8", "shape": [out, bytes of a row], "bits": 4, "channels_last": false,
+               "strided": false,
                "scales": {"offset": bytes, "dtype": "F32", "shape": [out, blocks]},
                "zeros": {"offset": bytes, "dtype": "U8", "shape": [out, bytes of a row's zeros]}}
 
@@ -57,6 +58,7 @@ class _Packed:
     bits: int
     shape: tuple[int, ...]
     channels_last: bool
+    strided: bool
     codes: _Place
     scales: _Place
     zeros: _Place
@@ -116,7 +118,9 @@ class GraphWeights:
                 for leaf, (part, count) in parts.items()
             )
             scales = place("scales", slot, item["scales"], (slot.out_features, blocks), ("F32",))
-            return _Packed(bits, slot.weight_shape, bool(item["channels_last"]), codes, scales, zeros)
+            return _Packed(
+                bits, slot.weight_shape, bool(item["channels_last"]), bool(item["strided"]), codes, scales, zeros
+            )
 
         weights = {slot.name: weight(slot) for slot in table}
         biases = {
@@ -137,7 +141,9 @@ class GraphWeights:
             return self._read(place)
         parts = [(part, self._lying(part)) for part in (place.codes, place.scales, place.zeros)]
         codes, scales, zeros = (held.T if part.transposed else held for part, held in parts)
-        return Blockwise(place.bits, place.shape, place.channels_last, codes, scales, zeros).dequantized()
+        return Blockwise(
+            place.bits, place.shape, place.channels_last, place.strided, codes, scales, zeros
+        ).dequantized()
 
     def bias(self, slot: str) -> FloatArray | None:
         """A layer's bias [out] float32, None where it has none; raises as `weight`."""

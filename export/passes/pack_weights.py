@@ -72,10 +72,16 @@ def _unpacked(tape: Tape, graph: ir.Graph, node: ir.Node, slot: Slot, held: Bloc
     """The weight in float32. The scales' shape is made to depend on x: onnxruntime would otherwise unpack all layers
     before it runs the first, and the optimizers of other programs would do so once and for all."""
     op, x, flat = tape.op, node.inputs[0], turned(slot, held)
-    parts = (held.codes, held.scales, held.zeros)
-    codes, scales, zeros = _initializers(graph, slot, [np.ascontiguousarray(p.T) for p in parts] if flat else parts)
+    parts = [held.codes, held.scales, held.zeros]
+    if flat:
+        parts = [np.ascontiguousarray(part.T) for part in parts]
+    else:
+        parts = [part.reshape(len(part), -1, held.scales.shape[1]) for part in parts]
+    codes, scales, zeros = _initializers(graph, slot, parts)
     none = op("Mul", [op("Shape", [x], {"start": 0, "end": 1}), constant(0)])
-    now = op("Reshape", [scales, op("Concat", [none, constant(-1)], {"axis": 0})])  # a 0 keeps the axis
+    now = op(
+        "Reshape", [scales, op("Concat", [none, constant(*parts[1].shape[1:])], {"axis": 0})]
+    )  # a 0 keeps the axis
     block = slot.patch // held.scales.shape[1]
     made = op("DequantizeLinear", [codes, now, zeros], {"axis": 0 if flat else 1, "block_size": block})
     return made if flat else op("Reshape", [made, constant(*slot.weight_shape)])
