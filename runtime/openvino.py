@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ import openvino
 from lora_edge.arrays import Array
 from lora_edge.errors import BackendUnavailable, BundleDamaged, GraphFailed
 from lora_edge.graph import GraphInput
-from lora_edge.neutral import defaults
-from lora_edge.slots import TOKENS, SlotTable
+from lora_edge.neutral import check_lanes, check_rows, defaults
+from lora_edge.slots import SCALES, TOKENS, SlotTable
 
 DEVICE = "CPU"
 PRECISIONS: Mapping[str, tuple[str, Any]] = {  # what the processor must have natively, what OpenVINO calls it
@@ -87,22 +88,21 @@ class OpenVinoGraph:
         threads: int = 0,
         vocabulary: int | None = None,
     ) -> None:
-        settings = {
+        self._path = path
+        self._settings = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision][1],
             "PERFORMANCE_HINT": "LATENCY",
             **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
         }
-        try:
-            self._compiled = _core().compile_model(_core().read_model(path), DEVICE, settings)
-        except Exception as error:
-            raise BundleDamaged(f"OpenVINO cannot open {path}: {_last_line(error)}") from error
+        self._failed: list[Any] = []
+        self._compile()
         ports = {port.any_name: _described(port) for port in self._compiled.inputs}
         self._outputs = tuple(port.any_name for port in self._compiled.outputs)
         self._defaults = defaults(table, norms, {name: port.shape for name, port in ports.items()})
         self._inputs = {name: port for name, port in ports.items() if name not in self._defaults}
         self._optional = {name: ports[name] for name in self._defaults}
-        self._vocabulary = vocabulary
-        self._unbind()
+        self._table, self._vocabulary = table, vocabulary
+        self._reset()
 
     @property
     def inputs(self) -> Mapping[str, GraphInput]:
@@ -131,6 +131,8 @@ class OpenVinoGraph:
             words = [f"has no input {name}" for name in sorted(strange)] + [f"needs {name}" for name in sorted(missing)]
             raise GraphFailed(f"the graph {words[0]}")
         self._check_ids(feeds)
+        check_rows([feeds[name] for name in self._inputs], feeds.get(SCALES))
+        check_lanes(self._table, {**self._defaults, **feeds})
         try:
             for name, array in feeds.items():
                 if name in self._inputs or self._bound.get(name) is not array:  # plain inputs may be refilled in place
@@ -138,11 +140,44 @@ class OpenVinoGraph:
             for name in self._bound.keys() - feeds.keys():  # what is fed no more has its default again
                 self._bind(name, self._defaults[name])
                 del self._bound[name]
-            self._request.infer()
-            return {name: np.array(self._request.get_tensor(name).data) for name in self._outputs}
+            made = {name: self._blank(name) for name in self._outputs}
         except Exception as error:
-            self._unbind()
+            self._reset()
             raise GraphFailed(f"OpenVINO refused the inputs: {_last_line(error)}") from error
+        try:
+            self._request.infer()
+        except Exception as error:
+            self._recover()
+            raise GraphFailed(f"OpenVINO could not run the graph: {_last_line(error)}") from error
+        results = {name: np.asarray(tensor.data) for name, tensor in made.items()}
+        if any(not array.size for array in results.values()):  # with one thread, it gives up without a word
+            self._recover()
+            raise GraphFailed("OpenVINO could not run the graph: shapes of inputs do not agree with one another")
+        return results
+
+    def _compile(self) -> None:
+        try:
+            self._compiled = _core().compile_model(_core().read_model(self._path), DEVICE, self._settings)
+        except Exception as error:
+            raise BundleDamaged(f"OpenVINO cannot open {self._path}: {_last_line(error)}") from error
+        self._request = self._compiled.create_infer_request()
+
+    def _recover(self) -> None:
+        """Compile anew: a graph that gave up half way never works again.
+
+        What it left undone is still among the tasks of its thread, so it is kept: without it, the process would end.
+        """
+        self._failed.append((self._request, self._compiled))
+        self._compile()
+        self._reset()
+
+    def _blank(self, name: str) -> Any:
+        """Where the next run writes an output: memory of its own, which becomes the caller's."""
+        port = self._compiled.output(name)
+        shape = [0 if axis.is_dynamic else axis.get_length() for axis in port.get_partial_shape()]
+        made = openvino.Tensor(port.get_element_type(), openvino.Shape(shape))
+        self._request.set_tensor(name, made)
+        return made
 
     def _check_ids(self, feeds: Mapping[str, Array]) -> None:
         if TOKENS not in self._defaults or self._vocabulary is None:
@@ -154,15 +189,24 @@ class OpenVinoGraph:
 
     def _bind(self, name: str, array: Array) -> None:
         """Hand an array over where it lies; nothing is copied."""
-        self._request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+        self._request.set_tensor(name, openvino.Tensor(_readable(array), shared_memory=True))
         self._bound[name] = array
 
-    def _unbind(self) -> None:
-        self._request = self._compiled.create_infer_request()
+    def _reset(self) -> None:
+        """Give every adapter input its default."""
         self._bound: dict[str, Array] = {}
         for name, array in self._defaults.items():
             self._bind(name, array)
         self._bound.clear()
+
+
+def _readable(array: Array) -> Array:
+    """The array, side by side in memory; OpenVINO takes none that is read-only, though it writes to no input."""
+    array = np.ascontiguousarray(array)
+    if array.flags.writeable:
+        return array
+    told = array.__array_interface__
+    return np.asarray(SimpleNamespace(__array_interface__={**told, "data": (told["data"][0], False)}, base=array))
 
 
 def _described(port: Any) -> GraphInput:
