@@ -83,16 +83,13 @@ def _weight(model: ir.Model, slot: Slot) -> dict[str, Any]:
 
 
 def _packed(model: ir.Model, slot: Slot, held: Blockwise) -> dict[str, Any]:
-    codes, scales, zeros = ({**_place(model, name), "transposed": turned(slot, held)} for name in leaves(slot))
-    codes["shape"] = list(held.codes.T.shape if codes["transposed"] else held.codes.shape)
-    told = {
-        "bits": held.bits,
-        "channels_last": held.channels_last,
-        "strided": held.strided,
-        "scales": scales,
-        "zeros": zeros,
-    }
-    return {**codes, **told}
+    flat = turned(slot, held)
+    codes, scales, zeros = (
+        {**_place(model, name), "shape": list((part.T if flat else part).shape), "transposed": flat}
+        for name, part in zip(leaves(slot), (held.codes, held.scales, held.zeros), strict=True)
+    )
+    told = {"bits": held.bits, "channels_last": held.channels_last, "strided": held.strided}
+    return {**codes, **told, "scales": scales, "zeros": zeros}
 
 
 def _place(model: ir.Model, name: str) -> dict[str, Any]:

@@ -70,7 +70,8 @@ def _rewrite(graph: ir.Graph, node: ir.Node, slot: Slot, way: Way, held: Blockwi
 
 def _unpacked(tape: Tape, graph: ir.Graph, node: ir.Node, slot: Slot, held: Blockwise, constant: Constants) -> ir.Value:
     """The weight in float32. The scales' shape is made to depend on x: onnxruntime would otherwise unpack all layers
-    before it runs the first, and the optimizers of other programs would do so once and for all."""
+    before it runs the first, and the optimizers of other programs would do so once and for all. (A 0 in a shape keeps
+    the axis; with a -1 beside it, onnxruntime cannot put a -1 in its place.)"""
     op, x, flat = tape.op, node.inputs[0], turned(slot, held)
     parts = [held.codes, held.scales, held.zeros]
     if flat:
@@ -79,9 +80,7 @@ def _unpacked(tape: Tape, graph: ir.Graph, node: ir.Node, slot: Slot, held: Bloc
         parts = [part.reshape(len(part), -1, held.scales.shape[1]) for part in parts]
     codes, scales, zeros = _initializers(graph, slot, parts)
     none = op("Mul", [op("Shape", [x], {"start": 0, "end": 1}), constant(0)])
-    now = op(
-        "Reshape", [scales, op("Concat", [none, constant(*parts[1].shape[1:])], {"axis": 0})]
-    )  # a 0 keeps the axis
+    now = op("Reshape", [scales, op("Concat", [none, constant(*parts[1].shape[1:-1], -1)], {"axis": 0})])
     block = slot.patch // held.scales.shape[1]
     made = op("DequantizeLinear", [codes, now, zeros], {"axis": 0 if flat else 1, "block_size": block})
     return made if flat else op("Reshape", [made, constant(*slot.weight_shape)])
