@@ -218,7 +218,7 @@ def _dressed(model: ir.Model, table: SlotTable, variant: Variant, shrunk: Shrunk
 def _list_graphs(models: Mapping[Variant, ir.Model], folder: str, table: SlotTable) -> dict[str, dict[str, str]]:
     """Backend -> scope -> graph, from narrow to wide; a graph without slots is for every backend."""
     listed: dict[str, dict[str, str]] = {}
-    for variant in reversed(models):
+    for variant in reversed(list(models)):
         listed.setdefault(variant.runs_on, {})[variant.scope.name] = f"{folder}/{variant.file}"
     alike = [] if table.slots else [variant.runs_on for variant in VARIANTS]
     return dict.fromkeys(alike, listed[next(iter(models)).runs_on]) | listed
