@@ -66,12 +66,11 @@ def test_an_adapters_change_is_what_diffusers_makes_on_the_same_quantized_weight
             return np.asarray(pipe.unet(sample, steps, context).sample)
 
     base = by_torch()
-    pipe.load_lora_weights(str(styles), weight_name="ink.safetensors", adapter_name="ink")
+    pipe.load_lora_weights(str(styles / "deep"), weight_name="glow.safetensors", adapter_name="glow")
     expected = by_torch() - base
     plain = engine.run("unet", feeds)["out_sample"]
-    changed = engine.run(
-        "unet", feeds, adapters=[(engine.load_adapter(styles / "ink.safetensors", component="unet"), 1.0)]
-    )
+    glow = engine.load_adapter(styles / "deep" / "glow.safetensors")
+    changed = engine.run("unet", feeds, adapters=[(glow, 1.0)])
     error = np.linalg.norm(changed["out_sample"] - plain - expected) / np.linalg.norm(expected)
     assert error <= 1e-4
     assert np.abs(plain - base).max() <= BOUND * np.abs(base).max()
