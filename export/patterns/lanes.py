@@ -67,14 +67,15 @@ def lanes(graph: ir.Graph, constant: Constants, scales: ir.Value, ranks: ir.Valu
     one = constant(1)
     first, others, own = (tape.op("Where", [held, some, one]) for some in (batch, constant(-1), sets))
     ones = tape.op("Where", [held, one, one])
-    columns = (
-        cut(scales, 1, ranks),
-        cut(tape.op("Unsqueeze", [scales, constant(1)]), 2, ranks),
-        cut(tape.op("Unsqueeze", [scales, constant(2, 3)]), 1, ranks),
-        lines(held),
-        lines(first, others, each),
-        lines(first, each, others),
-        lines(own, ones, each),
-    )
+    columns = {
+        "scale": cut(scales, 1, ranks),
+        "scale_rows": cut(tape.op("Unsqueeze", [scales, constant(1)]), 2, ranks),
+        "scale_maps": cut(tape.op("Unsqueeze", [scales, constant(2, 3)]), 1, ranks),
+        "held": lines(held),
+        "rows": lines(first, others, each),
+        "maps": lines(first, each, others),
+        "sets_of_scales": lines(own, ones, each),
+    }
     graph.insert_before(graph[0], [*tape.nodes, *nodes])
-    return (Lanes(*row, sets, batch) for row in zip(*columns, strict=True))
+    for slot in range(slots):
+        yield Lanes(**{name: column[slot] for name, column in columns.items()}, sets=sets, batch=batch)
