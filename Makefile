@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 # Versions that are known to work together; the package's own metadata asks for less.
 PINS := torch==2.13.0 numpy==2.4.6 onnx==1.23.2 onnxruntime==1.31.1 onnxscript==0.7.2 onnx-ir==1.1.0 \
-        diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 lycoris-lora==4.1.3 tokenizers==0.23.3 safetensors==0.8.0 coremltools==9.0 \
+        diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 lycoris-lora==4.1.3 tokenizers==0.23.3 safetensors==0.8.0 coremltools==9.0 openvino==2026.4.1 \
         tree-sitter==0.26.1 tree-sitter-swift==0.7.4
 
 .PHONY: demo test check fuzz mac-check export-sd15 bench bench-quick bench-peers clean
@@ -59,7 +59,7 @@ demo/emoji/lora_edge.json: $(READY) examples/emoji/model/model_index.json
 $(READY): pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PINS)
-	$(BIN)/python -m pip install --quiet -e '.[export,coreml,bench,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[export,coreml,openvino,bench,dev]'
 	touch $@
 
 clean:
