@@ -30,6 +30,7 @@ class Player:
         self.worker, self._write = worker, write
         self._held: set[str] = set()
         self._active: Chosen | None = None
+        self.moved: int | None = None  # bytes, by the last change
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -52,7 +53,9 @@ class Player:
     def activate(self, pairs: Sequence[tuple[str, Multiplier]]) -> dict[str, Any]:
         """Make adapters active by the keys that they were loaded under: `seconds`, and what else it tells."""
         self._active = None
-        return self.worker.ask("activate", adapters=[list(pair) for pair in pairs])
+        answer = self.worker.ask("activate", adapters=[list(pair) for pair in pairs])
+        self.moved = answer["moved"]
+        return answer
 
     def hold(self, chosen: Chosen) -> bool:
         """Load what is not resident and make it active; whether that changed anything."""

@@ -13,7 +13,7 @@ from benchmarks.contestants import CONTESTANTS
 from benchmarks.found import Found, Line
 from benchmarks.models import MODELS
 
-COLOURS = {"ours": "tab:blue", "wider": "tab:cyan", "limit": "tab:gray", "peer": "tab:orange"}
+COLOURS = {"ours": "tab:blue", "other": "tab:blue", "wider": "tab:cyan", "limit": "tab:gray", "peer": "tab:orange"}
 
 
 def write_plots(found: Found, model: str, folder: Path) -> list[Path]:
@@ -65,7 +65,7 @@ def beside_peers(found: Found, model: str, axes: Axes) -> bool:
 def swap(found: Found, model: str, axes: Axes) -> bool:
     """Seconds of a swap to a resident adapter, and from a file where a program has no other way; logarithmic."""
     lines = []
-    for name in found.contestants("ours", "peer", question="swap", model=model):
+    for name in found.contestants("ours", "other", "peer", question="swap", model=model):
         wanted = {"question": "swap", "model": model, "contestant": name}
         line = found.one(**wanted, case="resident") or found.one(**wanted, case="file")
         lines += [line] if line else []

@@ -32,7 +32,8 @@ SECTIONS: tuple[tuple[str, str, Callable[[Found, str], str]], ...] = (
     ),
     (
         "Changing the style",
-        LAZY + "Later: what the step after a change to a resident adapter takes beyond the one after it.",
+        LAZY + "Later: what the step after a change to a resident adapter takes beyond the one after it. "
+        "Moved: the bytes that a change of the multiplier copies, where the program tells.",
         tables.changes,
     ),
     (

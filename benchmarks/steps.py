@@ -47,12 +47,19 @@ def turn(player: Player, case: Case, latents: int, counted: int) -> float:
 
 
 def compare(
-    bench: Bench, question: str, model: Model, latents: int, cases: Sequence[Case], reference: Mapping[Case, Case]
+    bench: Bench,
+    question: str,
+    model: Model,
+    latents: int,
+    cases: Sequence[Case],
+    reference: Mapping[Case, Case],
+    slowly: int = 0,
 ) -> Iterator[dict[str, Any]]:
     """Lines of all cases, each beside its reference in the same rounds.
 
     Args:
         reference: case -> the one that its ratio is made with.
+        slowly: rounds where steps are slow, at least 3; 0 for half as many as usual.
     """
     named = list(dict.fromkeys(case.contestant for case in cases))
     references = list(dict.fromkeys(case.contestant for case in reference.values()))
@@ -69,7 +76,7 @@ def compare(
                 slowest = max(slowest, why)
             elif case not in seen:
                 yield unable(question, model.name, case.contestant, case.title, why) | {"latents": latents}
-        rounds = bench.rounds if slowest < SLOW else max(3, bench.rounds // 2)
+        rounds = bench.rounds if slowest < SLOW else max(3, slowly or bench.rounds // 2)
         made = in_turns(turns, rounds, f"{question}, {model.name}, {latents}x{latents}", warm=0)
         for case, values in made.items():
             if case in seen:  # a reference, measured again for the next group

@@ -7,7 +7,7 @@ swap happens inside the next step (`lazy`) it is the swap.
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -22,6 +22,35 @@ LATENTS, ROWS = 8, 1
 
 Change = Callable[[Player, int], float]
 """Makes the change of so many turns ago plus one; returns seconds."""
+
+
+@dataclass
+class Turns:
+    """The turns of one contestant and one change.
+
+    Attributes:
+        late: what the first step after each change took beyond the second, in seconds.
+        moved: the bytes that the last change copied; None where the program does not tell.
+    """
+
+    player: Player
+    change: Change
+    late: list[float] = field(default_factory=list)
+    moved: int | None = None
+
+    def take(self) -> float:
+        """One turn; seconds of the change."""
+        seconds = self.change(self.player, len(self.late))
+        self.moved = self.player.moved
+        first, second = self.player.steps(LATENTS, ROWS, 2)
+        self.late.append(first - second)
+        lazy = CONTESTANTS[self.player.worker.name].lazy
+        return seconds + max(0.0, first - second) if lazy else seconds
+
+    def facts(self, count: int) -> dict[str, Any]:
+        """What the line says beside the seconds of so many turns, the last ones."""
+        lazy = CONTESTANTS[self.player.worker.name].lazy
+        return {"later": spread(self.late[-count:]), "lazy": lazy, "moved": self.moved, **self.player.facts}
 
 
 def measure_changes(
@@ -43,43 +72,32 @@ def measure_changes(
     seen: set[str] = set()
     for group in bench.groups(names, (reference,), model):
         players = bench.players(group, model)
-        late: dict[tuple[str, str], list[float]] = {}
-        turns = {}
+        turns: dict[tuple[str, str], Turns] = {}
         for name, (title, change) in itertools.product(group, changes.items()):
-            player, key = players[name], (name, title)
-            take = partial(_turn, player, change, itertools.count(), late.setdefault(key, []), CONTESTANTS[name].lazy)
-            why = _tried(player, take)
-            if why is None:
-                turns[key] = take
+            tried = _tried(players[name], change)
+            if isinstance(tried, Turns):
+                turns[name, title] = tried
             elif name not in seen:
-                yield unable(question, model.name, name, title, why)
-        made = in_turns(turns, bench.rounds, f"{question}, {model.name}")
+                yield unable(question, model.name, name, title, tried)
+        made = in_turns({key: turn.take for key, turn in turns.items()}, bench.rounds, f"{question}, {model.name}")
         for (name, title), values in made.items():
-            player = players[name]
-            if name in seen or not isinstance(player, Player):
+            if name in seen:
                 continue
             against = (name, own[title]) if title in own else (reference, title)
             beside = made.get(against, ())
-            after = late[name, title][-len(values) :]
-            facts = {"later": spread(after), "lazy": CONTESTANTS[name].lazy, **player.facts}
             what = ": ".join(against) if len(beside) else ""
+            facts = turns[name, title].facts(len(values))
             yield Line(question, model.name, name, title, "s", values, beside, what, facts).to_json()
         seen |= {*group}
 
 
-def _turn(player: Player, change: Change, count: "itertools.count[int]", late: list[float], lazy: bool) -> float:
-    seconds = change(player, next(count))
-    first, second = player.steps(LATENTS, ROWS, 2)
-    late.append(first - second)
-    return seconds + max(0.0, first - second) if lazy else seconds
-
-
-def _tried(player: Player | str, take: Callable[[], float]) -> str | None:
-    """Why a change cannot be made, found by making it."""
+def _tried(player: Player | str, change: Change) -> Turns | str:
+    """The turns, of which one was taken; or why the change cannot be made."""
     if isinstance(player, str):
         return player
+    turns = Turns(player, change)
     try:
-        take()
+        turns.take()
     except (Cannot, Failed) as reason:
         return str(reason)
-    return None
+    return turns

@@ -75,16 +75,18 @@ CHANGES = (  # question, case, heading
 
 
 def changes(found: Found, model: str, skip: Sequence[str] = ()) -> str:
-    """Contestants by changes: seconds; at the end, what the step after a change to a resident one takes longer."""
+    """Contestants by changes: seconds; then what a step after a swap takes longer, and what a multiplier moves."""
     shown = [change for change in CHANGES if change[1] not in skip]
     rows = []
     for name in found.contestants(question="swap", model=model):
         line = found.one(question="swap", model=model, contestant=name, case="resident")
         told = seconds(max(0.0, line["later"]["median"])) if line and "later" in line else NOTHING
-        later = [told] if not skip else []
+        change = found.one(question="multiplier", model=model, contestant=name, case="multiplier")
+        moved = f"{change['moved'] / 1e3:.1f} kB" if change and change.get("moved") else NOTHING
+        later = [told, moved] if not skip else []
         cells = (_change(found, model, question, name, case) for question, case, _ in shown)
         rows.append([CONTESTANTS[name].title, *cells, *later])
-    return table(["", *(heading for _, _, heading in shown), *(["later"] if not skip else [])], rows)
+    return table(["", *(heading for _, _, heading in shown), *(["later", "moved"] if not skip else [])], rows)
 
 
 def _change(found: Found, model: str, question: str, name: str, case: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Role = Literal["ours", "wider", "smaller", "limit", "peer"]
+Role = Literal["ours", "other", "wider", "smaller", "limit", "peer"]
 
 
 @dataclass(frozen=True)
@@ -14,8 +14,8 @@ class Entry:
     Attributes:
         title: as tables call it.
         module: of `benchmarks.contestants`, run as a process.
-        role: ours; ours with a graph that takes more than most adapters need; ours with quantized weights; the limit
-            (the same graph without LoRA inputs); or a peer.
+        role: ours; ours in another precision or library than most will choose; ours with a graph that takes more than
+            most adapters need; ours with quantized weights; the limit (the same graph without LoRA inputs); or a peer.
         environment: a name in `benchmarks.peers.ENVIRONMENTS`, or "" for the one that runs the benchmarks.
         settings: passed to the contestant.
         limit: the name of the contestant that is the limit of this one; none where its library runs no plain graph.
@@ -66,11 +66,11 @@ CONTESTANTS: Mapping[str, Entry] = {
         needs=("bundle",),
     ),
     "lora-edge-ov-fp32": Entry(
-        "lora-edge, OpenVINO fp32", "lora_edge", "ours",
+        "lora-edge, OpenVINO fp32", "lora_edge", "other",
         settings={"backend": "openvino", "precision": "fp32"}, limit="plain-ov-fp32", weight=9.0, needs=("bundle",),
     ),
     "lora-edge-torch": Entry(
-        "lora-edge, torch program", "lora_edge", "ours",
+        "lora-edge, torch program", "lora_edge", "other",
         settings={"backend": "torch"}, weight=6.0, needs=("bundle",),
     ),
     "lora-edge-ort-int8": Entry(

@@ -65,6 +65,10 @@ class Contestant:
         if adapters:
             raise Cannot("takes no adapters")
 
+    def moved(self) -> int | None:
+        """Bytes that the last change copied; None where the program does not tell."""
+        return None
+
     def step(self, inputs: Mapping[str, np.ndarray]) -> Any:
         """Run the UNet once; returns what it made, as the program gives it."""
         raise NotImplementedError
@@ -125,7 +129,7 @@ class Server:
 
     def activate(self, adapters: Sequence[tuple[str, Any]]) -> Any:
         pairs = [(self._held[key], multiplier) for key, multiplier in adapters]
-        return {"seconds": _timed(lambda: self.contestant.activate(pairs))}
+        return {"seconds": _timed(lambda: self.contestant.activate(pairs)), "moved": self.contestant.moved()}
 
     def step(self, latents: int, rows: int, count: int) -> Any:
         return {"seconds": self.contestant.times(self._inputs(latents, rows), count)}

@@ -30,6 +30,9 @@ class LoraEdge(Contestant):
         self._active = list(adapters)
         self._engine.feeds("unet", self._active)
 
+    def moved(self) -> int | None:
+        return int(self._engine.info["bytes_copied"]["unet"])
+
     def step(self, inputs: Mapping[str, np.ndarray]) -> Any:
         return self._engine.run("unet", inputs, self._active)["out_sample"]
 

@@ -30,7 +30,7 @@ def measure(bench: Bench, model: Model) -> Iterator[dict[str, Any]]:
     for latents in model.latents:
         if (best := fastest(bench, model, latents)) is None:
             return
-        cases = [_case(name) for name in bench.chosen(named("ours", "limit", "peer"), model)]
+        cases = [_case(name) for name in bench.chosen(named("ours", "other", "limit", "peer"), model)]
         exact = _exact(bench, model, latents) if latents == model.latents[0] else None
         for line in compare(bench, "beside_peers", model, latents, cases, dict.fromkeys(cases, _case(best))):
             if exact and "median" in line:

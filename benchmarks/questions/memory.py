@@ -24,7 +24,7 @@ STEPS = 2
 
 
 def measure(bench: Bench, model: Model) -> Iterator[dict[str, Any]]:
-    names = bench.chosen(named("ours", "wider", "limit", "peer"), model)
+    names = bench.chosen(named("ours", "other", "wider", "limit", "peer"), model)
     reference = {name: CONTESTANTS[name].limit for name in names if CONTESTANTS[name].limit}
     files = dict(bench.adapter(model, DECLARED))
     resident: dict[str, list[float]] = {}

@@ -23,7 +23,7 @@ COUNT = 21
 
 def measure(bench: Bench, model: Model) -> Iterator[dict[str, Any]]:
     spec = Spec(RANK)
-    names = bench.chosen(named("ours", "peer"), model)
+    names = bench.chosen(named("ours", "other", "peer"), model)
     changes = {"multiplier": partial(change, spec.name, bench.adapter(model, spec))}
     yield from measure_changes(bench, "multiplier", model, names, REFERENCE, changes)
 

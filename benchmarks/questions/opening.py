@@ -19,7 +19,7 @@ from benchmarks.workers import Worker
 
 
 def measure(bench: Bench, model: Model) -> Iterator[dict[str, Any]]:
-    names = bench.chosen(named("ours", "wider", "limit", "peer"), model)
+    names = bench.chosen(named("ours", "other", "wider", "limit", "peer"), model)
     reference = {name: CONTESTANTS[name].limit for name in names if CONTESTANTS[name].limit}
     latents = model.latents[0]
 

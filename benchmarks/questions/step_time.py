@@ -44,7 +44,8 @@ def limited(bench: Bench, model: Model, *roles: Role) -> tuple[str, ...]:
 def measure(bench: Bench, model: Model) -> Iterator[dict[str, Any]]:
     for name in limited(bench, model, "ours", "wider"):
         plain = Case(CONTESTANTS[name].limit, NONE)
-        for latents in model.latents:
+        whole = CONTESTANTS[name].settings.get("slots") == "all"  # rare, and the same question
+        for latents in model.latents[: 1 if whole else None]:
             ours = BARS | SWEEP if latents == model.latents[0] else BARS
             wanted = WIDER if CONTESTANTS[name].role == "wider" else ours
             cases = [Case(name, title, adapters) for title, adapters in wanted.items()]

@@ -33,7 +33,7 @@ def measure(bench: Bench, model: Model) -> Iterator[dict[str, Any]]:
         "resident": partial(resident, two),
         "mix of two": partial(mix, two),
     }
-    everybody = bench.chosen(named("ours", "peer"), model)
+    everybody = bench.chosen(named("ours", "other", "peer"), model)
     yield from measure_changes(bench, "swap", model, everybody, REFERENCE, changes)
     for title, form in PACKED.items():
         files = {"file": second[1][form]}
