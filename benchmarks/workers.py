@@ -36,11 +36,12 @@ class Worker:
         if not python.is_file():
             raise Cannot(f"the environment {entry.environment!r} is not installed (make bench-peers)")
         log.parent.mkdir(parents=True, exist_ok=True)
+        apart = {"TORCHINDUCTOR_CACHE_DIR": str(log.parent / "inductor")}  # a killed compilation spoils only our own
         with log.open("w") as errors:
             self._process = subprocess.Popen(
                 [str(python), "-m", f"benchmarks.contestants.{entry.module}"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT,
-                start_new_session=True,
+                start_new_session=True, env=os.environ | apart,
             )  # fmt: skip
         self.name, self.versions, self._log = name, {}, log
         self._signal(signal.SIGSTOP)
