@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import load_file, save_file
+
 from benchmarks.contestants.base import Cannot
 from benchmarks.peers import python_of
 
@@ -77,6 +79,7 @@ class Model:
             "bundle": str(place.folder / bundle),
             "plain": {component: str(path) for component, path in place.plain().items()},
             "openvino": str(place.openvino),
+            "older": str(place.older),
             "channels": unet.get("in_channels", 4),
             "tokens": text["max_position_embeddings"],
             "context": unet["cross_attention_dim"],
@@ -120,6 +123,10 @@ class Places:
     def openvino(self) -> Path:
         return self.folder / "openvino"
 
+    @property
+    def older(self) -> Path:
+        return self.folder / "older"
+
     def plain(self) -> dict[str, Path]:
         """Component -> graph without LoRA inputs."""
         made = {}
@@ -129,9 +136,10 @@ class Places:
         return made
 
     def prepare(self, need: str) -> None:
-        """Make what is missing: `model`, one of BUNDLES, `plain` or `openvino`."""
+        """Make what is missing: `model`, one of BUNDLES, `plain`, `openvino` or `older`."""
         bundles = {name: partial(self._export, name, settings) for name, settings in BUNDLES.items()}
-        (bundles | {"model": self._model, "plain": self._plain, "openvino": self._openvino})[need]()
+        others = {"model": self._model, "plain": self._plain, "openvino": self._openvino, "older": self._older}
+        (bundles | others)[need]()
 
     def _model(self) -> None:
         if self.model.is_dir():
@@ -157,6 +165,22 @@ class Places:
         for component, path in self.plain().items():
             if not path.is_file():
                 _run(sys.executable, "-m", "benchmarks.plain", str(self.model), component, str(self.bundle), str(path))
+
+    def _older(self) -> None:
+        """The same checkpoint with the text encoder's names as transformers 4 wrote them, which stable-diffusion.cpp
+        knows a model by.
+        """
+        if self.older.is_dir():
+            return
+        self._model()
+        made = self.folder / "older.partial"
+        (made / "text_encoder").mkdir(parents=True, exist_ok=True)
+        tensors = load_file(self.model / "text_encoder" / "model.safetensors")
+        named = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}
+        save_file(named, made / "text_encoder" / "model.safetensors")
+        for part in ("unet", "vae"):
+            (made / part).symlink_to((self.model / part).resolve())
+        made.rename(self.older)
 
     def _openvino(self) -> None:
         """As optimum-intel's guide says, weights in float16."""

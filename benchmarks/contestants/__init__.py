@@ -111,7 +111,8 @@ CONTESTANTS: Mapping[str, Entry] = {
         "ONNX Runtime LoraAdapter, on our bundle", "onnxruntime_adapter", "peer", borrows=True, needs=("bundle",)
     ),
     "sd-cpp": Entry(
-        "stable-diffusion.cpp", "stable_diffusion_cpp", "peer", "sdcpp", weight=4.0, lazy=True, models=("sd15",)
+        "stable-diffusion.cpp", "stable_diffusion_cpp", "peer", "sdcpp",
+        weight=4.0, lazy=True, models=("sd15",), needs=("older",),
     ),
 }  # fmt: skip
 

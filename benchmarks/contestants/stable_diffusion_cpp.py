@@ -23,7 +23,7 @@ class StableDiffusionCpp(Contestant):
     def __init__(self, model: Mapping[str, Any], threads: int, settings: Mapping[str, Any], declared: str) -> None:
         super().__init__(model, threads, settings, declared)
         self._model = StableDiffusion(
-            model_path=model["model"],
+            model_path=model["older"],
             vae_decode_only=True,
             verbose=False,
             **({"n_threads": threads} if threads else {}),
