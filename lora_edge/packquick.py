@@ -71,6 +71,8 @@ def read_quick(path: Path, tables: Mapping[str, SlotTable], marks: Mapping[str, 
             if not 2 <= length <= MAX_HEADER or size <= 0:
                 return None
             text = file.read(length)
+            if KEY.encode() not in text:
+                return None
             half = b'"dtype":"F16"' in text
             if size * (2 if half else 1) > max_bytes:
                 return None
@@ -137,7 +139,8 @@ def _singles(file: FileIO, data: FloatArray) -> bool:
 
 def _halves(file: FileIO, data: FloatArray) -> bool:
     """The same of a file in float16, exactly: its bits in the places of float32's, times 2^(127 - 15)."""
-    made, stored, spare = data.view(np.int32), np.empty(PIECE, np.int16), np.empty(PIECE, np.int16)
+    made = data.view(np.int32)
+    stored, spare = (np.empty(min(PIECE, data.size), np.int16) for _ in range(2))
     for start in range(0, made.size, PIECE):
         piece = made[start : start + PIECE]
         bits = stored[: piece.size]

@@ -8,6 +8,7 @@ checked against the size of the file before memory is taken, so that a hostile f
 
 import hashlib
 import mmap
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -146,7 +147,7 @@ def read_strings(path: str | Path, error: type[LoraEdgeError] = AdapterFileDamag
     try:
         with _opened(path, error) as file:
             length = int.from_bytes(file.read(8), "little")
-            if length <= MAX_HEADER:
+            if length <= min(MAX_HEADER, os.fstat(file.fileno()).st_size):  # or memory would be taken for what is told
                 return leading_strings(file.read(length))
     except (OSError, ValueError, RecursionError, Wrong):
         pass  # read in order then, and refused if need be
