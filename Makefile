@@ -34,11 +34,12 @@ bench: $(READY) export-sd15  ## everything beside everyone, hours: benchmarks/re
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.report
 
-bench-quick: $(READY)  ## the demo model alone, in two minutes; prints, and leaves the results that are kept alone
-	$(BIN)/python -m benchmarks --models emoji --rounds 5 --contestants $(QUICK) --results build/bench/quick
+bench-quick: $(READY)  ## the demo model alone, in a few minutes; prints, and leaves the results that are kept alone
+	$(BIN)/python -m benchmarks --models emoji --rounds 5 --contestants $(QUICK) --questions $(ASKED) --results build/bench/quick
 	$(BIN)/python -m benchmarks.report --results build/bench/quick --print
 
-QUICK := lora-edge-ort,lora-edge-ov,plain-ort,diffusers-fp32
+QUICK := lora-edge-ort,lora-edge-ov,plain-ort,plain-ov,diffusers-fp32
+ASKED := disk,step_time,beside_peers,swap,multiplier
 
 bench-peers: $(READY)  ## environments for peers whose versions conflict with ours, below build/peers
 	$(BIN)/python -m benchmarks.peers

@@ -83,11 +83,11 @@ CONTESTANTS: Mapping[str, Entry] = {
     ),
     "plain-ort": Entry("graph without LoRA inputs, onnxruntime", "plain_onnxruntime", "limit", needs=("plain",)),
     "plain-ov": Entry(
-        "graph without LoRA inputs, OpenVINO bf16", "plain_openvino", "limit", "openvino",
+        "graph without LoRA inputs, OpenVINO bf16", "plain_openvino", "limit",
         settings={"precision": "bf16"}, weight=7.0, needs=("plain",),
     ),
     "plain-ov-fp32": Entry(
-        "graph without LoRA inputs, OpenVINO fp32", "plain_openvino", "limit", "openvino",
+        "graph without LoRA inputs, OpenVINO fp32", "plain_openvino", "limit",
         settings={"precision": "f32"}, weight=9.0, needs=("plain",),
     ),
     "diffusers-fp32": Entry(
