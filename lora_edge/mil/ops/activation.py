@@ -20,11 +20,16 @@ def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
     made = np.full_like(x, coefficients[0])
     for coefficient in coefficients[1:]:
         made *= x
-        made += np.float32(coefficient)
+        made += coefficient
     return made
 
 
+_erf = np.frompyfunc(math.erf, 1, 1)
+
+
 def erf(x: Array) -> Array:
+    if x.dtype == np.float64:
+        return np.asarray(_erf(x), np.float64)
     inside = np.clip(x, -4, 4)
     square = inside * inside
     made: Array = np.clip(inside * _polynomial(ERF_P, square) / _polynomial(ERF_Q, square), -1, 1)
@@ -48,20 +53,20 @@ def softmax(x: Array, axis: Array | int = -1) -> Array:
 
 
 def _gelu_tanh(x: Array) -> Array:
-    inside: Array = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
-    made: Array = np.float32(0.5) * x * (1 + np.tanh(inside))
+    inside: Array = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
+    made: Array = 0.5 * x * (1 + np.tanh(inside))
     return made
 
 
 def _gelu_exact(x: Array) -> Array:
-    made: Array = np.float32(0.5) * x * (1 + erf(x * np.float32(math.sqrt(0.5))))
+    made: Array = 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
     return made
 
 
 GELU: Mapping[str, Callable[[Array], Array]] = {
     "EXACT": _gelu_exact,
     "TANH_APPROXIMATION": _gelu_tanh,
-    "SIGMOID_APPROXIMATION": lambda x: x * sigmoid(np.float32(1.702) * x),
+    "SIGMOID_APPROXIMATION": lambda x: x * sigmoid(1.702 * x),
 }
 
 
@@ -74,11 +79,11 @@ def relu(x: Array) -> Array:
 
 
 def leaky_relu(x: Array, alpha: float = 0.01) -> Array:
-    return np.where(x >= 0, x, np.float32(alpha) * x)
+    return np.where(x >= 0, x, float(alpha) * x)
 
 
 def softplus(x: Array) -> Array:
-    return np.logaddexp(x, np.float32(0))
+    return np.logaddexp(x, 0)
 
 
 OPS: Family = {

@@ -61,7 +61,7 @@ def conv(
         if np.prod(padded, dtype=object) > 64 * (np.prod(sizes, dtype=object) + np.prod(out, dtype=object) + 4096):
             raise ValueError(f"a padding from {sizes} to {padded}")
         x = np.pad(x, [(0, 0), (0, 0), *pads])
-    made = np.empty(declared[0], np.float32)
+    made = np.empty(declared[0], np.result_type(x, weight))
     wide_in, wide_out = weight.shape[1], weight.shape[0] // count
     for group in range(count):
         outs = slice(group * wide_out, (group + 1) * wide_out)

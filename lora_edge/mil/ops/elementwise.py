@@ -63,15 +63,15 @@ def _unary(function: Callable[[Array], Array]) -> Op:
 
 
 def rsqrt(x: Array, epsilon: float = 1e-12) -> Array:
-    return 1 / np.sqrt(x + np.float32(epsilon))
+    return 1 / np.sqrt(x + float(epsilon))
 
 
 def inverse(x: Array, epsilon: float = 1e-4) -> Array:
-    return 1 / (x + np.float32(epsilon))
+    return 1 / (x + float(epsilon))
 
 
 def log(x: Array, epsilon: float = 1e-45) -> Array:
-    return np.log(x + np.float32(epsilon))
+    return np.log(x + float(epsilon))
 
 
 def clip(x: Array, alpha: Array, beta: Array) -> Array:

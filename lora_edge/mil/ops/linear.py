@@ -75,8 +75,8 @@ def scaled_dot_product_attention(
     if attn_mask is not None and attn_mask.dtype == bool:
         attn_mask = np.where(attn_mask, np.float32(0), np.float32(-np.inf))
     masks = None if attn_mask is None else np.broadcast_to(attn_mask, (*outer, tokens, keys))
-    scale = np.float32(1 / math.sqrt(query.shape[-1]))
-    made = np.empty(declared[0], np.float32)
+    scale = 1 / math.sqrt(query.shape[-1])
+    made = np.empty(declared[0], np.result_type(query, key, value))
     # One head at a time: all of them at once is what makes attention take memory.
     for head in np.ndindex(outer):
         scores = (query[head] * scale) @ key[head].T

@@ -16,7 +16,7 @@ def layer_norm(
     """gamma and beta have the shape of the axes that are normalized."""
     over = axes_of(axes, x.ndim)
     centred = x - x.mean(axis=over, keepdims=True)
-    made = centred / np.sqrt(np.square(centred).mean(axis=over, keepdims=True) + np.float32(epsilon))
+    made = centred / np.sqrt(np.square(centred).mean(axis=over, keepdims=True) + float(epsilon))
     return _affine(made, gamma, beta, [size if axis in over else 1 for axis, size in enumerate(x.shape)])
 
 
@@ -36,7 +36,7 @@ def batch_norm(
 ) -> Array:
     """x [rows, channels, ...]; the others [channels]."""
     shape = [1, x.shape[1], *[1] * (x.ndim - 2)]
-    normal = (x - mean.reshape(shape)) / np.sqrt(variance.reshape(shape) + np.float32(epsilon))
+    normal = (x - mean.reshape(shape)) / np.sqrt(variance.reshape(shape) + float(epsilon))
     return _affine(normal, gamma, beta, shape)
 
 

@@ -50,6 +50,11 @@ def whole(mb: Any, value: Any) -> Any:
     return mb.cast(x=value, dtype="int32")
 
 
+def like(x: torch.Tensor, array: Array) -> torch.Tensor:
+    """A constant of an operation, in the precision of what it is applied to."""
+    return torch.from_numpy(array.copy()).to(x.dtype)
+
+
 CASES: dict[str, Case] = {
     **{
         name: Case(lambda mb, x, y, name=name: getattr(mb, name)(x=x, y=y), (X, Y), getattr(torch, name))
@@ -103,7 +108,7 @@ CASES: dict[str, Case] = {
     ),
     "softmax": Case(lambda mb, x: mb.softmax(x=x, axis=1), (X,), lambda x: x.softmax(1)),
     "linear": Case(lambda mb, x: mb.linear(x=x, weight=Y[:, 0], bias=BIAS[:3]), (X,),
-                   lambda x: F.linear(x, torch.from_numpy(Y[:, 0]), torch.from_numpy(BIAS[:3]))),
+                   lambda x: F.linear(x, like(x, Y[:, 0]), like(x, BIAS[:3]))),
     "matmul": Case(lambda mb, x, y: mb.matmul(x=x, y=y), (QUERY, noise(8, 3)), torch.matmul),
     "matmul turned": Case(lambda mb, x, y: mb.matmul(x=x, y=y, transpose_y=True), (QUERY, KEYS),
                           lambda x, y: x @ y.mT),
@@ -128,34 +133,34 @@ CASES: dict[str, Case] = {
         (QUERY, KEYS, VALUES, MASK), lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m > -0.5), "iOS18",
     ),
     "conv": Case(lambda mb, x: mb.conv(x=x, weight=KERNEL, bias=BIAS, pad_type="custom", pad=[1, 1, 1, 1]), (PICTURE,),
-                 lambda x: F.conv2d(x, torch.from_numpy(KERNEL), torch.from_numpy(BIAS), padding=1)),
+                 lambda x: F.conv2d(x, like(x, KERNEL), like(x, BIAS), padding=1)),
     "conv with strides": Case(
         lambda mb, x: mb.conv(x=x, weight=KERNEL, pad_type="custom", pad=[0, 1, 0, 1], strides=[2, 2]), (PICTURE,),
-        lambda x: F.conv2d(F.pad(x, (0, 1, 0, 1)), torch.from_numpy(KERNEL), stride=2),
+        lambda x: F.conv2d(F.pad(x, (0, 1, 0, 1)), like(x, KERNEL), stride=2),
     ),
     "conv with a weight that is an input": Case(
         lambda mb, x, w: mb.conv(x=x, weight=w, pad_type="valid"), (PICTURE, noise(5, 4, 1, 1)), F.conv2d
     ),
     "conv with dilations": Case(lambda mb, x: mb.conv(x=x, weight=KERNEL, dilations=[2, 1], pad_type="valid"),
-                                (PICTURE,), lambda x: F.conv2d(x, torch.from_numpy(KERNEL), dilation=(2, 1))),
+                                (PICTURE,), lambda x: F.conv2d(x, like(x, KERNEL), dilation=(2, 1))),
     "conv in groups": Case(lambda mb, x: mb.conv(x=x, weight=KERNEL[:, :2], groups=2, pad_type="valid"), (PICTURE,),
-                           lambda x: F.conv2d(x, torch.from_numpy(KERNEL[:, :2].copy()), groups=2)),
+                           lambda x: F.conv2d(x, like(x, KERNEL[:, :2]), groups=2)),
     "conv same": Case(lambda mb, x: mb.conv(x=x, weight=KERNEL, pad_type="same"), (PICTURE,),
-                      lambda x: F.conv2d(x, torch.from_numpy(KERNEL), padding="same")),
+                      lambda x: F.conv2d(x, like(x, KERNEL), padding="same")),
     "conv same_lower": Case(
         lambda mb, x: mb.conv(x=x, weight=KERNEL[:, :, :2, :2], pad_type="same_lower"), (PICTURE,),
-        lambda x: F.conv2d(F.pad(x, (1, 0, 1, 0)), torch.from_numpy(KERNEL[:, :, :2, :2].copy())),
+        lambda x: F.conv2d(F.pad(x, (1, 0, 1, 0)), like(x, KERNEL[:, :, :2, :2])),
     ),
     "layer_norm": Case(
         lambda mb, x: mb.layer_norm(x=x, axes=[-1], gamma=BIAS, beta=BIAS[::-1].copy(), epsilon=1e-3), (X,),
-        lambda x: F.layer_norm(x, (6,), torch.from_numpy(BIAS), torch.from_numpy(BIAS[::-1].copy()), 1e-3),
+        lambda x: F.layer_norm(x, (6,), like(x, BIAS), like(x, BIAS[::-1]), 1e-3),
     ),
     "instance_norm": Case(lambda mb, x: mb.instance_norm(x=x, gamma=BIAS[:3], beta=BIAS[3:]), (X,),
-                          lambda x: F.instance_norm(x, None, None, torch.from_numpy(BIAS[:3]),
-                                                    torch.from_numpy(BIAS[3:]))),
+                          lambda x: F.instance_norm(x, None, None, like(x, BIAS[:3]),
+                                                    like(x, BIAS[3:]))),
     "batch_norm": Case(
         lambda mb, x: mb.batch_norm(x=x, mean=BIAS[:3], variance=POSITIVE[0, :3], gamma=BIAS[3:], beta=BIAS[:3]), (X,),
-        lambda x: F.batch_norm(x, *(torch.from_numpy(v) for v in (BIAS[:3], POSITIVE[0, :3], BIAS[3:], BIAS[:3]))),
+        lambda x: F.batch_norm(x, *(like(x, v) for v in (BIAS[:3], POSITIVE[0, :3], BIAS[3:], BIAS[:3]))),
     ),
     **{
         f"reduce_{name}": Case(

@@ -1,6 +1,6 @@
 """Every operation against torch and against what coremltools itself infers for constants, one program for all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lora_edge.mil import Package
+from lora_edge.mil.evaluate import Precision
 from lora_edge.mil.ops import OPS
 from lora_edge.mil.ops.linear import einsum
 
@@ -19,11 +20,14 @@ def name_of(case: str) -> str:
     return "out_" + case.replace(" ", "_")
 
 
+Results = Mapping[Precision, Mapping[str, Array]]
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Array]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Every case evaluated from saved packages, one for each system."""
     folder = tmp_path_factory.mktemp("ops")
-    made: dict[str, Array] = {}
+    made: dict[Precision, dict[str, Array]] = {"f32": {}, "f64": {}}
     for system in {case.system for case in CASES.values()}:
         cases = {name: case for name, case in CASES.items() if case.system == system}
         feeds = {f"{name_of(name)}_{at}": array for name, case in cases.items() for at, array in enumerate(case.inputs)}
@@ -35,21 +39,32 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Array]:
 
         built = {name_of(name): outputs(name, case) for name, case in cases.items()}
         package = Package.open(program(built, feeds, folder / f"{system}.mlpackage", system))
-        found = package.run(feeds)
-        made |= {name: found[name_of(name)] for name in cases}
+        for precision, known in made.items():
+            found = package.run(feeds, precision)
+            known |= {name: found[name_of(name)] for name in cases}
     return made
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_operation_gives_what_others_give(name: str, results: dict[str, Array]) -> None:
+def test_an_operation_gives_what_others_give(name: str, results: Results) -> None:
     case = CASES[name]
     wanted = [] if case.other is None else [case.other(*(torch.from_numpy(array) for array in case.inputs)).numpy()]
     own = inferred(case.build, *case.inputs, system=case.system) if name not in NOT_INFERRED else None
     wanted += [] if own is None else [own]
     assert wanted
     for array in wanted:
-        assert results[name].shape == array.shape
-        np.testing.assert_allclose(results[name], array, rtol=1e-5, atol=1e-5)
+        assert results["f32"][name].shape == array.shape
+        np.testing.assert_allclose(results["f32"][name], array, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.other is not None])
+def test_float64_is_more_than_float32(name: str, results: Results) -> None:
+    """Constants of a program, as an epsilon, are float32 all the same."""
+    case = CASES[name]
+    inputs = [torch.from_numpy(array) for array in case.inputs]
+    exact = case.other(*(array.double() if array.is_floating_point() else array for array in inputs)).numpy()
+    if exact.dtype == np.float64:
+        np.testing.assert_allclose(results["f64"][name], exact, rtol=1e-7, atol=3e-8)
 
 
 # What coremltools infers in another way than it documents, or not for these operands.
