@@ -11,8 +11,9 @@ import openvino
 
 from lora_edge.arrays import Array
 from lora_edge.errors import BackendUnavailable, BundleDamaged, GraphFailed
+from lora_edge.feeds import check_ids, check_lanes, check_names, check_rows
 from lora_edge.graph import GraphInput
-from lora_edge.neutral import check_lanes, check_rows, defaults
+from lora_edge.neutral import defaults
 from lora_edge.slots import SCALES, TOKENS, SlotTable
 
 DEVICE = "CPU"
@@ -23,6 +24,7 @@ PRECISIONS: Mapping[str, tuple[str, Any]] = {  # what the processor must have na
 }
 OWN_CHOICE = ("bf16", "fp32")  # best first
 DTYPES = {"f32": np.float32, "i64": np.int64}
+FAILED: list[Any] = []  # what a run that gave up half way left undone is still among the tasks of its thread
 
 
 @cache
@@ -94,8 +96,8 @@ class OpenVinoGraph:
             "PERFORMANCE_HINT": "LATENCY",
             **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
         }
-        self._failed: list[Any] = []
         self._compile()
+        self._fitting: set[tuple[tuple[int, ...], ...]] = set()  # shapes of plain inputs that the graph takes
         ports = {port.any_name: _described(port) for port in self._compiled.inputs}
         self._outputs = tuple(port.any_name for port in self._compiled.outputs)
         self._defaults = defaults(table, norms, {name: port.shape for name, port in ports.items()})
@@ -123,21 +125,18 @@ class OpenVinoGraph:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `Graph.run`. Adapter inputs stay bound, by identity, for as long as every run is fed the same arrays."""
-        missing, strange = (
-            self._inputs.keys() - feeds.keys(),
-            feeds.keys() - self._inputs.keys() - self._defaults.keys(),
-        )
-        if missing or strange:
-            words = [f"has no input {name}" for name in sorted(strange)] + [f"needs {name}" for name in sorted(missing)]
-            raise GraphFailed(f"the graph {words[0]}")
+        check_names("graph", feeds, self._inputs, self._defaults)
         self._check_ids(feeds)
         check_rows([feeds[name] for name in self._inputs], feeds.get(SCALES))
-        check_lanes(self._table, {**self._defaults, **feeds})
+        self._check_shapes({name: feeds[name].shape for name in self._inputs})
+        changed = [name for name, array in feeds.items() if self._bound.get(name) is not array]
+        over = self._bound.keys() - feeds.keys()
+        if over or not self._inputs.keys() >= {*changed}:  # what is bound already was checked then
+            check_lanes(self._table, {**self._defaults, **feeds})
         try:
-            for name, array in feeds.items():
-                if name in self._inputs or self._bound.get(name) is not array:  # plain inputs may be refilled in place
-                    self._bind(name, array)
-            for name in self._bound.keys() - feeds.keys():  # what is fed no more has its default again
+            for name in {*changed, *self._inputs}:  # plain inputs may be refilled in place
+                self._bind(name, feeds[name])
+            for name in over:  # what is fed no more has its default again
                 self._bind(name, self._defaults[name])
                 del self._bound[name]
             made = {name: self._blank(name) for name in self._outputs}
@@ -157,19 +156,28 @@ class OpenVinoGraph:
 
     def _compile(self) -> None:
         try:
-            self._compiled = _core().compile_model(_core().read_model(self._path), DEVICE, self._settings)
+            self._model = _core().read_model(self._path)
+            self._compiled = _core().compile_model(self._model, DEVICE, self._settings)
         except Exception as error:
             raise BundleDamaged(f"OpenVINO cannot open {self._path}: {_last_line(error)}") from error
         self._request = self._compiled.create_infer_request()
 
     def _recover(self) -> None:
-        """Compile anew: a graph that gave up half way never works again.
-
-        What it left undone is still among the tasks of its thread, so it is kept: without it, the process would end.
-        """
-        self._failed.append((self._request, self._compiled))
+        """Compile anew: a graph that gave up half way never works again, and the process ends if it is let go."""
+        FAILED.append((self._request, self._compiled))
         self._compile()
         self._reset()
+
+    def _check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Ask OpenVINO whether every layer takes what these shapes make of it, before a run finds out half way."""
+        key = tuple(shapes.values())
+        if key in self._fitting:
+            return
+        try:
+            self._model.reshape({name: list(shape) for name, shape in shapes.items()})
+        except Exception as error:
+            raise GraphFailed(f"OpenVINO refused the inputs: {_last_line(error)}") from error
+        self._fitting.add(key)
 
     def _blank(self, name: str) -> Any:
         """Where the next run writes an output: memory of its own, which becomes the caller's."""
@@ -183,18 +191,18 @@ class OpenVinoGraph:
         if TOKENS not in self._defaults or self._vocabulary is None:
             return
         (name,) = self._inputs
-        added = len(feeds.get(TOKENS, ()))
-        if feeds[name].size and not 0 <= feeds[name].min() <= feeds[name].max() < self._vocabulary + added:
-            raise GraphFailed(f"{name} has ids beyond the {self._vocabulary} of the base and the {added} added")
+        check_ids(name, feeds[name], self._vocabulary, len(feeds.get(TOKENS, ())))
 
     def _bind(self, name: str, array: Array) -> None:
         """Hand an array over where it lies; nothing is copied."""
-        self._request.set_tensor(name, openvino.Tensor(_readable(array), shared_memory=True))
-        self._bound[name] = array
+        readable = _readable(array)
+        self._request.set_tensor(name, openvino.Tensor(readable, shared_memory=True))
+        self._bound[name], self._held[name] = array, readable
 
     def _reset(self) -> None:
         """Give every adapter input its default."""
         self._bound: dict[str, Array] = {}
+        self._held: dict[str, Array] = {}  # where the request reads: OpenVINO keeps no hold of it
         for name, array in self._defaults.items():
             self._bind(name, array)
         self._bound.clear()

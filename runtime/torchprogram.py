@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from lora_edge.arrays import Array
 from lora_edge.errors import BackendUnavailable, BundleDamaged, GraphFailed, first_line
+from lora_edge.feeds import check_cut, check_ids, check_names
 from lora_edge.graph import GraphInput
 from lora_edge.runtime.operators import ATEN, INTEGERS, PREFIX
 from lora_edge.runtime.programfile import Argument, Call, Device, Dtype, Ref, names_in
@@ -123,10 +124,7 @@ class TorchGraph:
         return self._parts.outputs
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        missing, strange = self.inputs.keys() - feeds.keys(), feeds.keys() - self.inputs.keys() - self._optional.keys()
-        if missing or strange:
-            words = [f"has no input {name}" for name in sorted(strange)] + [f"needs {name}" for name in sorted(missing)]
-            raise GraphFailed(f"the {self._parts.table.component} {words[0]}")
+        check_names(self._parts.table.component, feeds, self.inputs, self._optional)
         if self._threads:
             torch.set_num_threads(self._threads)
         try:
@@ -153,8 +151,7 @@ class TorchGraph:
             ids, name = next(iter(given.values())), next(iter(given))
             table = feeds.get(TOKENS, _EMPTY)
             vocabulary = len(self._parts.tensors[EMBEDDING])
-            if ids.size and not 0 <= ids.min() <= ids.max() < vocabulary + len(table):
-                raise GraphFailed(f"{name} has ids beyond the {vocabulary} of the base and the {len(table)} added")
+            check_ids(name, ids, vocabulary, len(table))
             if (new := ids >= vocabulary).any():
                 rows = np.where(new, ids - vocabulary, 0)
                 self._added.append(
@@ -169,8 +166,7 @@ class TorchGraph:
         if not any(name.startswith("lora.") for name in feeds):
             return {}
         scales, ranks = feeds.get(SCALES, np.zeros((1, 0), np.float32)), feeds.get(RANKS, np.zeros(len(table), int))
-        if len(ranks) != len(table) or ranks.min(initial=0) < 0 or ranks.sum() != scales.shape[1]:
-            raise GraphFailed(f"{RANKS} does not cut the {scales.shape[1]} lanes of {SCALES} for {len(table)} slots")
+        check_cut(table, scales, ranks)
         made, at, moved = {}, 0, self._carry.weight(scales)
         for slot, rank in zip(table, ranks.tolist(), strict=True):
             given = {leaf: feeds[name] for leaf in LANES + OTHERS if (name := slot.port(leaf)) in feeds}

@@ -125,7 +125,9 @@ def test_arrays_are_used_where_they_lie(graphs: dict[str, OpenVinoGraph]) -> Non
     assert np.array_equal(graph.run(frozen)["out_sample"], kept)
 
 
-def test_a_refused_run_leaves_the_next_one_alone(bundle: Bundle, graphs: dict[str, OpenVinoGraph]) -> None:
+def test_a_refused_run_leaves_the_next_one_alone(
+    bundle: Bundle, graphs: dict[str, OpenVinoGraph], monkeypatch: pytest.MonkeyPatch
+) -> None:
     graph, slot = graphs["linear"], next(slot for slot in bundle.component("unet").table if slot.kernel is None)
     base = graph.run(plain())["out_sample"]
     wrong = [
@@ -143,6 +145,11 @@ def test_a_refused_run_leaves_the_next_one_alone(bundle: Bundle, graphs: dict[st
         with pytest.raises(GraphFailed):
             graph.run(plain() | feeds)
         assert np.array_equal(graph.run(plain())["out_sample"], base)
+    with monkeypatch.context() as patch:  # a run that gives up half way
+        patch.setattr(OpenVinoGraph, "_check_shapes", lambda self, shapes: None)
+        with pytest.raises(GraphFailed):
+            graph.run(plain() | {"sample": np.zeros((2, 4, 17, 24), np.float32)})
+    assert np.array_equal(graph.run(plain())["out_sample"], base)
     with pytest.raises(GraphFailed, match="no input lora.nowhere.up"):
         graph.run(plain() | {"lora.nowhere.up": np.zeros((1, 1), np.float32)})
     with pytest.raises(GraphFailed, match="needs timestep"):
