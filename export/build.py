@@ -32,7 +32,7 @@ from lora_edge.export.verify import Outcome, Reference, verify
 from lora_edge.export.weights import write_graphs
 from lora_edge.graph import Graph, OpenGraph, OpenProgram
 from lora_edge.neutral import Filled
-from lora_edge.scope import ALL, SCOPES, Scope
+from lora_edge.scope import ALL, SCOPES, Scope, norm_ports
 from lora_edge.slots import ABI_VERSION, Slot, SlotTable
 
 STAGES = ("loading", "tracing", "inserting slots", "writing", "verifying")
@@ -236,9 +236,8 @@ def _write_component(
     weights = write_graphs(models, table, folder, packed)
     shutil.copyfile(part.folder / "config.json", folder / "config.json")
     if table.norms:
-        wanted = {f"{norm}.{leaf}" for norm in table.norms for leaf in ("weight", "bias")}
         named = {part.recipe.canonical(name): parameter for name, parameter in module.named_parameters()}
-        norms = {name: named[name].detach().numpy() for name in sorted(wanted)}
+        norms = {name: named[name].detach().numpy() for name in sorted(norm_ports(table.norms))}
         (folder / "norms.safetensors").write_bytes(save(norms))
     return weights
 

@@ -55,7 +55,7 @@ VARIANTS = (  # the first one writes the weights, the others lie over them
     Variant("onnxruntime", ALL, "model.onnx", _onnxruntime(whole, ALL)),
     Variant("onnxruntime", LOWRANK, "model_lowrank.onnx", _onnxruntime(lowrank, LOWRANK)),
     Variant("onnxruntime", LINEAR, "model_linear.onnx", _onnxruntime(lowrank, LINEAR)),
-    _for_openvino(ALL, openvino.whole_linear, openvino.whole_conv),
+    _for_openvino(ALL, whole.linear_activation, openvino.whole_conv),
     _for_openvino(LOWRANK),
     _for_openvino(LINEAR),
 )

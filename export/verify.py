@@ -19,7 +19,7 @@ from lora_edge.export.stored import LAYERS
 from lora_edge.forms import Bias, ComponentForms, Form, Gain, LowRank, NormDelta
 from lora_edge.graph import Graph
 from lora_edge.mix import Mix
-from lora_edge.scope import ALL, LINEAR, LOWRANK, SCOPES, Scope
+from lora_edge.scope import ALL, LINEAR, LOWRANK, SCOPES, Scope, norm_ports
 from lora_edge.slots import SlotTable
 
 BOUND = 2e-5  # largest error, relative to the output's largest value
@@ -149,8 +149,7 @@ class Reference:
             for name, parameter in wrapped.named_parameters()
         }
         self._spreads = {slot.name: float(held[f"{slot.name}.weight"][1].float().std()) or 1.0 for slot in table}
-        norms = (f"{norm}.{leaf}" for norm in table.norms for leaf in ("weight", "bias"))
-        self._norms = {name: held[name][1].numpy() for name in norms}
+        self._norms = {name: held[name][1].numpy() for name in norm_ports(table.norms)}
         outputs = [port.name for port in recipe.outputs(module)]
         self.expected: dict[Case, dict[str, FloatArray]] = {}
         for case in CASES:

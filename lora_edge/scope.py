@@ -33,12 +33,12 @@ class Scope:
     def ports(self, table: SlotTable) -> frozenset[str]:
         """Names of the adapter inputs that a component's graph has; those that are no slot's or norm's left out."""
         slots = {slot.port(leaf) for slot in table for leaf in self.leaves(slot)}
-        return frozenset(slots | (norm_ports(table.norms) if self.norms else set()))
+        return frozenset(slots.union(norm_ports(table.norms) if self.norms else ()))
 
 
-def norm_ports(norms: Iterable[str]) -> set[str]:
-    """Names of the parameters of norms as graph inputs."""
-    return {f"{norm}.{leaf}" for norm in norms for leaf in ("weight", "bias")}
+def norm_ports(norms: Iterable[str]) -> list[str]:
+    """Names of the parameters of norms as graph inputs, in order."""
+    return [f"{norm}.{leaf}" for norm in norms for leaf in ("weight", "bias")]
 
 
 def ports_of(part: ComponentForms, table: SlotTable) -> set[str]:
@@ -46,7 +46,7 @@ def ports_of(part: ComponentForms, table: SlotTable) -> set[str]:
     slots = {
         table.by_name[name].port(leaf) for name, forms in part.slots.items() for form in forms for leaf in _leaves(form)
     }
-    return slots | norm_ports(part.norms)
+    return slots.union(norm_ports(part.norms))
 
 
 def _leaves(form: Form) -> tuple[str, ...]:

@@ -49,6 +49,18 @@ class Slot:
         """Shape of the layer's weight in torch: [out, in] or [out, in, kh, kw]."""
         return (self.out_features, self.in_features, *(self.kernel or ()))
 
+    @property
+    def axes(self) -> dict[str, tuple[int | str, ...]]:
+        """Leaf -> shape of its graph input; axes that are words are free, a gain has one number or one a feature."""
+        rank = f"rank.{self.name}"
+        return {
+            "down": (self.patch, rank),
+            "up": (rank, self.out_features),
+            "gain_in": (f"gain_in.{self.name}",),
+            "gain_out": (f"gain_out.{self.name}",),
+            "bias": (self.out_features,),
+        }
+
     def port(self, leaf: str) -> str:
         """Name of a graph input of this slot; leaf is down, up, gain_in, gain_out or bias."""
         return f"lora.{self.name}.{leaf}"

@@ -26,6 +26,7 @@ from lora_edge.errors import BundleDamaged, ComponentMissing
 from lora_edge.graph import GraphInput
 from lora_edge.graphweights import DTYPES
 from lora_edge.runtime.programfile import Program, read_program
+from lora_edge.scope import norm_ports
 from lora_edge.slots import RANKS, SCALES, TOKENS, SlotTable
 
 FILE, DATA = "model.pt2", "model.onnx.data"
@@ -57,16 +58,9 @@ class Parts:
         number = np.dtype(np.float32)
         made: dict[str, GraphInput] = {}
         for slot in self.table:
-            shapes: dict[str, tuple[int | str, ...]] = {
-                "down": (slot.patch, f"rank.{slot.name}"),
-                "up": (f"rank.{slot.name}", slot.out_features),
-                "gain_in": (f"gain_in.{slot.name}",),
-                "gain_out": (f"gain_out.{slot.name}",),
-                "bias": (slot.out_features,),
-            }
-            made |= {slot.port(leaf): GraphInput(shape, number) for leaf, shape in shapes.items()}
+            made |= {slot.port(leaf): GraphInput(shape, number) for leaf, shape in slot.axes.items()}
         for norm, channels in self.table.norms.items():
-            made |= {f"{norm}.{leaf}": GraphInput((channels,), number) for leaf in ("weight", "bias")}
+            made |= {name: GraphInput((channels,), number) for name in norm_ports([norm])}
         if len(self.table):
             made[SCALES] = GraphInput(("scale_rows", "total_rank"), number)
             made[RANKS] = GraphInput((len(self.table),), np.dtype(np.int64))

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from lora_edge.export.variants import Variant
 from lora_edge.neutral import defaults
+from lora_edge.scope import norm_ports
 from lora_edge.slots import SlotTable
 
 
@@ -15,7 +16,7 @@ def add_defaults(model: ir.Model, table: SlotTable, variant: Variant) -> None:
     """Give each adapter input the value that changes nothing, where the variant has optional inputs at all."""
     graph = model.graph
     if variant.scope.norms:
-        graph.inputs.extend(graph.initializers[f"{norm}.{leaf}"] for norm in table.norms for leaf in ("weight", "bias"))
+        graph.inputs.extend(graph.initializers[name] for name in norm_ports(table.norms))
     if not variant.optional:
         for value in graph.inputs:
             graph.initializers.pop(value.name or "", None)

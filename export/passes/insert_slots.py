@@ -1,5 +1,7 @@
 """Give every slot its inputs: the plain layer becomes what `lora_edge.reference` defines, in a variant's patterns."""
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
@@ -69,18 +71,10 @@ def _find(graph: ir.Graph, slot: Slot) -> Layer:
 
 
 def _input(graph: ir.Graph, slot: Slot, leaf: str) -> ir.Value:
-    rank = f"rank.{slot.name}"
-    shape: dict[str, list[int | str]] = {
-        "down": [slot.patch, rank],
-        "up": [rank, slot.out_features],
-        "gain_in": [f"gain_in.{slot.name}"],
-        "gain_out": [f"gain_out.{slot.name}"],
-        "bias": [slot.out_features],
-    }
-    return _add_input(graph, slot.port(leaf), shape[leaf], ir.DataType.FLOAT)
+    return _add_input(graph, slot.port(leaf), slot.axes[leaf], ir.DataType.FLOAT)
 
 
-def _add_input(graph: ir.Graph, name: str, shape: "list[int | str]", dtype: ir.DataType) -> ir.Value:
+def _add_input(graph: ir.Graph, name: str, shape: Sequence[int | str], dtype: ir.DataType) -> ir.Value:
     value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
     graph.inputs.append(value)
     return value

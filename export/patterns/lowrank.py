@@ -4,7 +4,7 @@ import onnx_ir as ir
 
 from lora_edge.export.patterns.pattern import Site
 from lora_edge.export.patterns.plain import plain
-from lora_edge.export.patterns.updates import along_activations, into_weight, of_maps, product
+from lora_edge.export.patterns.updates import along_activations, into_weight, of_maps, onto_maps, product
 
 
 def linear_activation(site: Site) -> ir.Value:
@@ -24,7 +24,4 @@ def linear_weight(site: Site) -> ir.Value:
 
 def conv_activation(site: Site) -> ir.Value:
     """The layer's Conv keeps its constant weight and bias, and with them onnxruntime's blocked layout."""
-    op = site.tape.op
-    base = plain(site)
-    flat = op("Add", [op("Reshape", [base, site.constant(0, 0, -1)]), of_maps(site)])
-    return op("Reshape", [flat, op("Shape", [base])])
+    return onto_maps(site, plain(site), of_maps(site))

@@ -11,14 +11,14 @@ import onnx_ir as ir
 
 from lora_edge.export.patterns.pattern import Site
 from lora_edge.export.patterns.plain import plain
+from lora_edge.export.patterns.updates import EMPTY, along_activations, biases, gained_maps
 
 FAR = 1 << 31  # beyond any map
-_EMPTY = {"allowzero": 1}  # a 0 in a shape means 0, not "as the input has it"
 
 
 def linear(site: Site) -> ir.Value:
     """y = x @ W + bias + update."""
-    return site.tape.op("Add", [plain(site), _of_rows(site)])
+    return site.tape.op("Add", [plain(site), along_activations(site)])
 
 
 def conv(site: Site) -> ir.Value:
@@ -27,34 +27,11 @@ def conv(site: Site) -> ir.Value:
     return site.tape.op("Add", [base, _of_maps(site, base)])
 
 
-def whole_linear(site: Site) -> ir.Value:
-    """y = ((x * gain_in) @ W) * gain_out + update + biases."""
-    op, inputs = site.tape.op, site.inputs
-    base = op("MatMul", [op("Mul", [site.layer.x, inputs["gain_in"]]), site.layer.transposed()])
-    base = op("Mul", [base, inputs["gain_out"]])
-    return op("Add", [op("Add", [base, _of_rows(site)]), _biases(site)])
-
-
 def whole_conv(site: Site) -> ir.Value:
     """y = Conv(x * gain_in, W) * gain_out + update + biases."""
-    op, layer, constant = site.tape.op, site.layer, site.constant
-    gain_in, gain_out, biases = (
-        op("Unsqueeze", [value, constant(1, 2)])
-        for value in (site.inputs["gain_in"], site.inputs["gain_out"], _biases(site))
-    )
-    base = op("Conv", [op("Mul", [layer.x, gain_in]), layer.weight], dict(layer.last.attributes))
-    base = op("Mul", [base, gain_out])
-    return op("Add", [base, op("Add", [_of_maps(site, base), biases])])
-
-
-def _of_rows(site: Site) -> ir.Value:
-    """((x @ down) * scale) @ up: as the layer's result, or, without lanes, [1, 1, out]."""
-    op, inputs, lanes = site.tape.op, site.inputs, site.lanes
-    made = op("MatMul", [site.layer.x, inputs["down"]])
-    if not site.layer.has_positions:
-        return op("MatMul", [op("Mul", [made, lanes.scale]), inputs["up"]])
-    made = op("Mul", [made, lanes.scale_rows])
-    return op("MatMul", [op("Reshape", [made, lanes.rows], _EMPTY), inputs["up"]])
+    op, base = site.tape.op, gained_maps(site)
+    own = op("Unsqueeze", [biases(site), site.constant(1, 2)])
+    return op("Add", [base, op("Add", [_of_maps(site, base), own])])
 
 
 def _of_maps(site: Site, base: ir.Value) -> ir.Value:
@@ -64,7 +41,7 @@ def _of_maps(site: Site, base: ir.Value) -> ir.Value:
     seen = op("Slice", [site.layer.x, constant(0), end, constant(2)])  # [rows, in, height or 0, width]
     made = _joined(site, op("MatMul", [_taps(site), op("Reshape", [seen, constant(0, 0, -1)])]))
     up = op("Transpose", [site.inputs["up"]], {"perm": [1, 0]})
-    made = op("MatMul", [up, op("Reshape", [made, lanes.maps], _EMPTY)])
+    made = op("MatMul", [up, op("Reshape", [made, lanes.maps], EMPTY)])
     one = constant(1, site.layer.slot.out_features, 1, 1)
     return op("Reshape", [made, op("Where", [lanes.held, op("Shape", [base]), one])])
 
@@ -90,8 +67,3 @@ def _joined(site: Site, products: ir.Value) -> ir.Value:
     shape = op("Concat", [constant(-1, kh * kw), size], {"axis": 0})
     ones = np.eye(kh * kw, dtype=np.float32).reshape(1, kh * kw, kh, kw)
     return op("Conv", [op("Reshape", [products, shape]), constant.floats(f"taps.{kh}.{kw}", ones)], attributes)
-
-
-def _biases(site: Site) -> ir.Value:
-    own, given = site.layer.bias, site.inputs["bias"]
-    return given if own is None else site.tape.op("Add", [own, given])

@@ -1,10 +1,10 @@
-"""What an update adds, in the operators of onnxruntime: the parts that patterns are put together from."""
+"""What an update adds, and where: the parts that patterns are put together from."""
 
 import onnx_ir as ir
 
 from lora_edge.export.patterns.pattern import Site
 
-_EMPTY = {"allowzero": 1}  # a 0 in a shape means 0, not "as the input has it"
+EMPTY = {"allowzero": 1}  # a 0 in a shape means 0, not "as the input has it"
 
 
 def along_activations(site: Site) -> ir.Value:
@@ -13,7 +13,7 @@ def along_activations(site: Site) -> ir.Value:
     made = op("MatMul", [site.layer.x, inputs["down"]])
     if not site.layer.has_positions:  # so small that one row in place of all saves nothing
         return op("MatMul", [op("Mul", [made, lanes.scale]), inputs["up"]])
-    made = op("Reshape", [op("Mul", [made, lanes.scale_rows]), lanes.rows], _EMPTY)
+    made = op("Reshape", [op("Mul", [made, lanes.scale_rows]), lanes.rows], EMPTY)
     return op("MatMul", [made, inputs["up"]])
 
 
@@ -24,7 +24,7 @@ def into_weight(site: Site, weight: ir.Value) -> ir.Value:
     nothing to sum, onnxruntime writes but the first.
     """
     op, inputs = site.tape.op, site.inputs
-    scale = op("Reshape", [site.lanes.scale_rows, site.lanes.sets_of_scales], _EMPTY)
+    scale = op("Reshape", [site.lanes.scale_rows, site.lanes.sets_of_scales], EMPTY)
     return op("Add", [weight, op("MatMul", [op("Mul", [inputs["down"], scale]), inputs["up"]])])
 
 
@@ -52,4 +52,25 @@ def of_maps(site: Site) -> ir.Value:
     down = op("Reshape", [down, constant(0, slot.in_features, kh, kw)])  # a 0 keeps the rank, also rank 0
     made = op("Conv", [site.layer.x, down], dict(site.layer.last.attributes))
     made = op("Mul", [made, site.lanes.scale_maps])  # before, as scales have rows where there are no lanes too
-    return op("MatMul", [up, op("Reshape", [made, site.lanes.maps], _EMPTY)])
+    return op("MatMul", [up, op("Reshape", [made, site.lanes.maps], EMPTY)])
+
+
+def onto_maps(site: Site, base: ir.Value, update: ir.Value) -> ir.Value:
+    """base [rows, out, height, width] + update [rows, out, positions], or [1, out, 1]."""
+    op = site.tape.op
+    flat = op("Add", [op("Reshape", [base, site.constant(0, 0, -1)]), update])
+    return op("Reshape", [flat, op("Shape", [base])])
+
+
+def biases(site: Site) -> ir.Value:
+    """The layer's own bias, if it has one, and that of adapters: [out]."""
+    own, given = site.layer.bias, site.inputs["bias"]
+    return given if own is None else site.tape.op("Add", [own, given])
+
+
+def gained_maps(site: Site) -> ir.Value:
+    """Conv(x * gain_in, W) * gain_out, without bias."""
+    op, layer = site.tape.op, site.layer
+    gain_in, gain_out = (op("Unsqueeze", [site.inputs[leaf], site.constant(1, 2)]) for leaf in ("gain_in", "gain_out"))
+    base = op("Conv", [op("Mul", [layer.x, gain_in]), layer.weight], dict(layer.last.attributes))
+    return op("Mul", [base, gain_out])

@@ -11,67 +11,33 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
-from torch import Tensor
-from transformers import CLIPTextModel
 
 from lora_edge.bundle import Bundle
-from lora_edge.slots import Slot, SlotTable
+
+from ..tiny import Twin, twins
 
 Feeds = dict[str, np.ndarray]
 
 
-class Case:
-    """One component: its session, its torch twin, and inputs of three rows."""
+class Case(Twin):
+    """A component and its session."""
 
-    def __init__(self, bundle: Bundle, component: str, module: torch.nn.Module, inputs: dict[str, Tensor]) -> None:
-        self.table: SlotTable = bundle.component(component).table
+    def __init__(self, path: Path, twin: Twin) -> None:
+        super().__init__(twin.table, twin.module, twin.inputs)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        self.path = bundle.component(component).graph
-        self.session = onnxruntime.InferenceSession(str(self.path), options)
-        self.module = module
-        self.inputs = inputs
-        self.prefix = "" if component == "unet" else "text_model."
-        self.random = np.random.default_rng(7)
+        self.path = path
+        self.session = onnxruntime.InferenceSession(str(path), options)
 
-    def run(self, feeds: Feeds, rows: int = 1) -> np.ndarray:
-        plain = {name: tensor[:rows].numpy() for name, tensor in self.inputs.items()}
-        result: np.ndarray = self.session.run(None, plain | feeds)[0]
+    def run(self, feeds: Feeds) -> np.ndarray:
+        result: np.ndarray = self.session.run(None, self.plain() | feeds)[0]
         return result
-
-    def parameter(self, name: str) -> Tensor:
-        return self.module.get_parameter(name.removeprefix(self.prefix))
-
-    def normal(self, *shape: int, scale: float) -> np.ndarray:
-        return (self.random.standard_normal(shape) * scale).astype(np.float32)
-
-    def pair(self, slot: Slot, rank: int, size: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
-        """down and up whose product has `size` times the spread of the weight."""
-        spread = float(self.parameter(f"{slot.name}.weight").detach().std())
-        up = self.normal(rank, slot.out_features, scale=size * spread * (slot.patch / max(rank, 1)) ** 0.5)
-        return self.normal(slot.patch, rank, scale=slot.patch**-0.5), up
 
 
 @pytest.fixture(scope="module")
 def cases(tiny_model: Path, tiny_bundle: Path) -> Callable[[str], Case]:
-    torch.manual_seed(1)
     bundle = Bundle.open(tiny_bundle)
-    unet = UNet2DConditionModel.from_pretrained(tiny_model / "unet").eval()
-    text = CLIPTextModel.from_pretrained(tiny_model / "text_encoder").eval()
-    made = {
-        "unet": Case(
-            bundle,
-            "unet",
-            unet,
-            {
-                "sample": torch.randn(3, 4, 16, 24),
-                "timestep": torch.tensor([1.0, 500.5, 981.0]),
-                "encoder_hidden_states": torch.randn(3, 77, 64),
-            },
-        ),
-        "text_encoder": Case(bundle, "text_encoder", text, {"input_ids": torch.randint(0, 514, (3, 77)).contiguous()}),
-    }
+    made = {name: Case(bundle.component(name).graph, twin) for name, twin in twins(bundle, tiny_model).items()}
     return made.__getitem__
 
 
@@ -130,5 +96,4 @@ def test_the_adapter_file_of_onnxruntime_gives_the_same(case: Case, tmp_path: Pa
     adapter.Load(str(path))
     options = onnxruntime.RunOptions()
     options.add_active_adapter(adapter)
-    plain = {name: tensor[:1].numpy() for name, tensor in case.inputs.items()}
-    assert np.array_equal(case.session.run(None, plain, options)[0], case.run(feeds))
+    assert np.array_equal(case.session.run(None, case.plain(), options)[0], case.run(feeds))

@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.func import functional_call
-from transformers import CLIPTextModel
 
 from lora_edge.bundle import Bundle
 from lora_edge.errors import GraphFailed
 from lora_edge.graph import Graph
 from lora_edge.runtime.backends import Wishes, choose
 from lora_edge.scope import ALL
-from lora_edge.slots import Slot, SlotTable
+from lora_edge.slots import Slot
+
+from ..tiny import Twin, twins
 
 Feeds = dict[str, np.ndarray]
 BOUND = 2e-5
@@ -48,17 +48,15 @@ BACKENDS = (
 )
 
 
-class Case:
-    """One component: its graph, its torch twin, and inputs of three rows."""
+class Case(Twin):
+    """A component and its graph on a backend."""
 
-    def __init__(self, graph: Graph, table: SlotTable, module: torch.nn.Module, inputs: dict[str, Tensor]) -> None:
-        self.graph, self.table, self.module, self.inputs = graph, table, module, inputs
-        self.prefix = "" if table.component == "unet" else "text_model."
-        self.random = np.random.default_rng(7)
+    def __init__(self, graph: Graph, twin: Twin) -> None:
+        super().__init__(twin.table, twin.module, twin.inputs)
+        self.graph = graph
 
     def run(self, feeds: Feeds, rows: int = 1) -> np.ndarray:
-        plain = {name: tensor[:rows].numpy() for name, tensor in self.inputs.items()}
-        return self.graph.run(plain | feeds)[self.graph.outputs[0]]
+        return self.graph.run(self.plain(rows) | feeds)[self.graph.outputs[0]]
 
     def torch(self, changed: dict[str, Tensor], row: int) -> np.ndarray:
         inputs = {name: tensor[row : row + 1] for name, tensor in self.inputs.items()}
@@ -66,37 +64,16 @@ class Case:
             out = functional_call(self.module, changed, kwargs={**inputs, "return_dict": False})
         return np.asarray(out[0])
 
-    def parameter(self, name: str) -> Tensor:
-        return self.module.get_parameter(name.removeprefix(self.prefix))
-
-    def normal(self, *shape: int, scale: float) -> np.ndarray:
-        return (self.random.standard_normal(shape) * scale).astype(np.float32)
-
-    def pair(self, slot: Slot, rank: int, size: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
-        """down and up whose product has `size` times the spread of the weight."""
-        spread = float(self.parameter(f"{slot.name}.weight").detach().std())
-        up = self.normal(rank, slot.out_features, scale=size * spread * (slot.patch / max(rank, 1)) ** 0.5)
-        return self.normal(slot.patch, rank, scale=slot.patch**-0.5), up
-
 
 @pytest.fixture(scope="module", params=BACKENDS, ids=lambda tested: tested.name)
 def cases(tiny_model: Path, tiny_bundle: Path, request: pytest.FixtureRequest) -> Callable[[str], Case]:
     pytest.importorskip(request.param.package)
-    torch.manual_seed(1)
     bundle = Bundle.open(tiny_bundle)
     backend = choose(request.param.name, bundle, request.param.wishes)
-    unet = UNet2DConditionModel.from_pretrained(tiny_model / "unet").eval()
-    text = CLIPTextModel.from_pretrained(tiny_model / "text_encoder").eval()
-    inputs = {
-        "sample": torch.randn(3, 4, 16, 24),
-        "timestep": torch.tensor([1.0, 500.5, 981.0]),
-        "encoder_hidden_states": torch.randn(3, 77, 64),
+    made = {
+        name: Case(backend.open_graph(bundle.component(name), ALL), twin)
+        for name, twin in twins(bundle, tiny_model).items()
     }
-    ids = {"input_ids": torch.randint(0, 514, (3, 77)).contiguous()}
-    made = {}
-    for name, module, given in (("unet", unet, inputs), ("text_encoder", text, ids)):
-        component = bundle.component(name)
-        made[name] = Case(backend.open_graph(component, ALL), component.table, module, given)
     return made.__getitem__
 
 
