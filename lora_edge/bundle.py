@@ -3,14 +3,16 @@
     bundle/
       lora_edge.json            this manifest
       model_index.json          as diffusers writes it
-      unet/model.onnx           graph; model.onnx.data its weights; config.json; norms.safetensors
+      unet/model.onnx           graph; model.onnx.data its weights; config.json; norms.safetensors;
+                                model_linear.onnx, model_lowrank.onnx, openvino_*.onnx and, when asked for, model.pt2,
+                                over the same weights
       text_encoder/  vae_decoder/  vae_encoder/
       tokenizer/  scheduler/scheduler_config.json
 
 The manifest is JSON: `format` and `abi` versions, `family`, `prediction_type`, `reference`, `components` (graph file,
-slots in lane order, norms, facts, places of the slots' weights, verification), `files` (size and sha256 of every other
-file) and a `fingerprint`, which packs name. Rules of change: entries are added, never given another meaning; a reader
-refuses a `format` or an `abi` that it does not list.
+graphs by backend and scope, slots in lane order, norms, facts, places of the slots' weights, verification), `files`
+(size and sha256 of every other file) and a `fingerprint`, which packs name. Rules of change: entries are added, never
+given another meaning; a reader refuses a `format` or an `abi` that it does not list.
 """
 
 import hashlib
@@ -220,10 +222,10 @@ def _check_file(folder: Path, path: str, size: int, digest: str | None) -> None:
 
 def _component(folder: Path, name: str, entry: Mapping[str, Any]) -> Component:
     graph = _graph(folder, entry["graph"])
-    told = entry.get("graphs") or {"onnxruntime": {ALL.name: entry["graph"]}}  # older bundles have one graph
+    listed = {"onnxruntime": {ALL.name: entry["graph"]}} | (entry.get("graphs") or {})  # older bundles have one graph
     graphs = {
-        backend: {scope: _graph(folder, path) for scope, path in files.items() if scope in SCOPES}
-        for backend, files in told.items()
+        backend: {scope: _graph(folder, files[scope]) for scope in SCOPES if scope in files or scope == ALL.name}
+        for backend, files in listed.items()
     }
     slots = tuple(Slot.from_json(item) for item in entry["slots"])
     table = SlotTable(name, slots, dict(entry["norms"]), dict(entry["facts"]))

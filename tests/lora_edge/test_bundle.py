@@ -35,6 +35,11 @@ def entry(path: str) -> dict[str, Any]:
     return {path: {"size": 0, "sha256": ""}}
 
 
+def graphs(change: Change) -> Change:
+    """A change of what the manifest says of the UNet's graphs."""
+    return lambda manifest: change(manifest["components"]["unet"]["graphs"])
+
+
 def weights(change: Change) -> Change:
     """A change of what the manifest says of the UNet's weights."""
     return lambda manifest: change(manifest["components"]["unet"]["weights"])
@@ -52,6 +57,10 @@ def weights(change: Change) -> Change:
         (lambda m: m["files"].update(entry("/etc/passwd")), errors.BundleDamaged, "lies outside the bundle"),
         (lambda m: m["files"].update(entry("unet/gone")), errors.BundleDamaged, "lacks unet/gone"),
         (lambda m: m["components"]["unet"].update(graph="../x.onnx"), errors.BundleDamaged, "outside"),
+        (graphs(lambda g: g["onnxruntime"].update(linear="../x.onnx")), errors.BundleDamaged, "outside"),
+        (graphs(lambda g: g["onnxruntime"].update(linear="unet/gone")), errors.BundleDamaged, "lacks unet/gone"),
+        (graphs(lambda g: g["openvino"].pop("all")), errors.BundleDamaged, "KeyError\\('all'\\)"),
+        (graphs(lambda g: g.update(openvino=1)), errors.BundleDamaged, "lacks or misspells"),
         (lambda m: m["components"]["unet"]["slots"][0].pop("in"), errors.BundleDamaged, "KeyError"),
         (weights(lambda w: w.update(file="../x")), errors.BundleDamaged, "lies outside the bundle"),
         (weights(lambda w: w.update(file="unet/gone")), errors.BundleDamaged, "should lie, is missing"),
@@ -68,6 +77,12 @@ def test_manifests_that_are_refused(copy: Path, change: Change, error: type[Exce
     edit(copy, change)
     with pytest.raises(error, match=words):
         Bundle.open(copy)
+
+
+def test_bundles_of_before_have_one_graph(copy: Path) -> None:
+    edit(copy, lambda m: [entry.pop("graphs") for entry in m["components"].values()])
+    unet = Bundle.open(copy).component("unet")
+    assert unet.graphs == {"onnxruntime": {"all": unet.graph}}
 
 
 def test_what_is_no_bundle(tmp_path: Path) -> None:
