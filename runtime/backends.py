@@ -1,6 +1,7 @@
 """Backends: what can run the graphs. A new one is a file with a `Graph` and one line in BACKENDS."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,9 @@ from lora_edge.scope import ALL, SCOPES, Scope
 class Wishes:
     """What a caller asks of a backend.
 
+    Raises:
+        RequestError: `slots` or `arena` is something that there is not, whether or not the backend looks at it.
+
     Attributes:
         providers: execution providers or compute units by name, None for the backend's own choice.
         threads: of one run; 0 takes one per physical core.
@@ -39,6 +43,11 @@ class Wishes:
     precision: str | None = None
     arena: str = "shared"
     slots: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_arena(self.arena)
+        if self.slots != "auto" and self.slots not in SCOPES:
+            raise RequestError(f"there are no slots {self.slots!r}; there are auto, {', '.join(SCOPES)}")
 
 
 @dataclass(frozen=True)
@@ -78,19 +87,8 @@ def _onnxruntime(bundle: Bundle, wishes: Wishes) -> Backend:
     def open_graph(component: Component, scope: Scope) -> Graph:
         return Session(component.graphs["onnxruntime"][scope.name], chosen, wishes.threads, arena)
 
-    scopes = partial(_scopes, "onnxruntime", check_slots(wishes.slots))
+    scopes = partial(_scopes, "onnxruntime", wishes.slots)
     return Backend("onnxruntime", why, chosen, open_graph, SideBySide(bundle), scopes=scopes)
-
-
-def check_slots(slots: str) -> str:
-    """Refuse a scope that there is not.
-
-    Raises:
-        RequestError: with those that there are.
-    """
-    if slots != "auto" and slots not in SCOPES:
-        raise RequestError(f"there are no slots {slots!r}; there are auto, {', '.join(SCOPES)}")
-    return slots
 
 
 def _scopes(backend: str, wish: str, component: Component) -> Sequence[Scope]:
@@ -106,13 +104,20 @@ def _check_fixed(name: str, has: str, wishes: Wishes) -> None:
         raise BackendUnavailable(f"{name} computes these graphs in {has}, and not in {wishes.precision}")
 
 
-def _torch(bundle: Bundle, wishes: Wishes) -> Backend:
+@contextmanager
+def _needing(backend: str, library: str) -> Iterator[None]:
+    """Say which extra installs what an import lacks."""
     try:
-        from lora_edge.runtime import torchprogram
+        yield
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
-            f"the backend torch needs PyTorch: pip install 'lora-edge[torch]' ({first_line(error)})"
+            f"the backend {backend} needs {library}: pip install 'lora-edge[{backend}]' ({first_line(error)})"
         ) from error
+
+
+def _torch(bundle: Bundle, wishes: Wishes) -> Backend:
+    with _needing("torch", "PyTorch"):
+        from lora_edge.runtime import torchprogram
     device = torchprogram.check_device(wishes.providers)
     precision = torchprogram.check_precision(wishes.precision)
 
@@ -126,12 +131,8 @@ def _torch(bundle: Bundle, wishes: Wishes) -> Backend:
 
 
 def _openvino(bundle: Bundle, wishes: Wishes) -> Backend:
-    try:
+    with _needing("openvino", "OpenVINO"):
         from lora_edge.runtime import openvino
-    except ModuleNotFoundError as error:
-        raise BackendUnavailable(
-            f"the backend openvino needs OpenVINO: pip install 'lora-edge[openvino]' ({first_line(error)})"
-        ) from error
     device = openvino.check_device(wishes.providers)
     precision = openvino.check_precision(wishes.precision)
     lacking = [component.name for component in bundle.components.values() if "openvino" not in component.graphs]
@@ -142,7 +143,7 @@ def _openvino(bundle: Bundle, wishes: Wishes) -> Backend:
         path, ids = component.graphs["openvino"][scope.name], component.config.get("vocab_size")
         return openvino.OpenVinoGraph(path, component.table, component.norms(), precision, wishes.threads, ids)
 
-    scopes = partial(_scopes, "openvino", check_slots(wishes.slots))
+    scopes = partial(_scopes, "openvino", wishes.slots)
     facts = {"precision": precision, "device": openvino.device_name()}
     return Backend("openvino", "asked for", (device,), open_graph, SideBySide(bundle), facts=facts, scopes=scopes)
 

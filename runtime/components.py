@@ -5,7 +5,8 @@ takes its place when an adapter is loaded that needs more.
 """
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ class Components:
         for name, part in adapter.components.items():
             self._widen(name, ports_of(part, self._bundle.component(name).table))
 
-    def _widen(self, name: str, ports: Collection[str]) -> None:
+    def _widen(self, name: str, ports: Iterable[str]) -> None:
         wanted = self._lacks[name].intersection(ports)
         if not wanted:
             return
@@ -99,20 +100,21 @@ class Components:
             GraphFailed: the graph refused what it was fed.
         """
         self._bundle.component(name)
-        self._widen(name, feeds.keys() | inputs.keys())  # adapters of another engine, or inputs given by name
+        self._widen(name, chain(feeds, inputs))  # adapters of another engine, or inputs given by name
         graph = self.graph(name)
-        known = {**graph.optional, **graph.inputs}
-        missing, strange = graph.inputs.keys() - inputs.keys(), inputs.keys() - known.keys()
+        plain, optional = graph.inputs, graph.optional
+        missing = plain.keys() - inputs.keys()
+        strange = [key for key in inputs if key not in plain and key not in optional]
         if missing or strange:
             raise RequestError(
-                f"{name} takes {', '.join(graph.inputs)}; "
+                f"{name} takes {', '.join(plain)}; "
                 + "; ".join(
                     f"{word}: {', '.join(sorted(names))}"
                     for word, names in (("missing", missing), ("unknown", strange))
                     if names
                 )
             )
-        cast = {key: _cast(f"{name}.{key}", array, known[key]) for key, array in inputs.items()}
+        cast = {key: _cast(f"{name}.{key}", array, plain.get(key) or optional[key]) for key, array in inputs.items()}
         return graph.run({**cast, **feeds})
 
 

@@ -118,7 +118,7 @@ class Engine:
             BundleError: no bundle, another version, or a damaged one.
             BackendUnavailable: the backend or a provider is not installed.
             ComponentMissing: the bundle has no graphs for the backend.
-            RequestError: `vae_tile` or `arena` is something else.
+            RequestError: `vae_tile`, `arena` or `slots` is something else.
         """
         tiling = Tiling.of(vae_tile)
         opened = Bundle.open(bundle, check)

@@ -23,16 +23,16 @@ class Shelf(Generic[Item]):
 
     def take(self, key: Hashable, make: Callable[[], Item]) -> Item:
         """The item of that key, made now if it is not there; only then are sizes looked at."""
-        if key not in self._items:
-            item = make()
-            size = self._size(item)
-            self._items[key] = item, size
-            self.nbytes += size
-            while self.nbytes > self.capacity and len(self._items) > 1:
-                _, (_, freed) = self._items.popitem(last=False)
-                self.nbytes -= freed
-        self._items.move_to_end(key)
-        return self._items[key][0]
+        if (held := self.get(key)) is not None:
+            return held
+        item = make()
+        size = self._size(item)
+        self._items[key] = item, size
+        self.nbytes += size
+        while self.nbytes > self.capacity and len(self._items) > 1:
+            _, (_, freed) = self._items.popitem(last=False)
+            self.nbytes -= freed
+        return item
 
     def get(self, key: Hashable) -> Item | None:
         """The item of that key if it is there; it then counts as just used."""

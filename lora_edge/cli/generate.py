@@ -36,10 +36,13 @@ def generate(
     prediction: Annotated[str | None, typer.Option(help="epsilon, v_prediction or sample.")] = None,
     preview_every: Annotated[int, typer.Option(help="Also write a preview PNG every so many steps; 0 is never.")] = 0,
     backend: Annotated[
-        str, typer.Option(help="What runs the graphs: auto, onnxruntime, coreml or mil-reference.")
+        str, typer.Option(help="What runs the graphs: auto, onnxruntime, openvino, torch, coreml or mil-reference.")
     ] = "auto",
     provider: Annotated[
         list[str] | None, typer.Option(help="onnxruntime execution provider, best first; may be repeated.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16 or bf16, where the backend has a choice.", show_default=False)
     ] = None,
     fit_rank: Annotated[
         bool, typer.Option(help="Cut adapters that have more lanes than Core ML packages take; what is lost is told.")
@@ -63,7 +66,9 @@ def generate(
     if not out.parent.is_dir():
         raise RequestError(f"the folder {out.parent} for the images does not exist")
     wanted: dict[str, Any] = {"timestep_spacing": spacing, "prediction_type": prediction}
-    engine = Engine.open(bundle, backend, lora_dir, embeddings_dir, providers=provider, fit_rank=fit_rank)
+    engine = Engine.open(
+        bundle, backend, lora_dir, embeddings_dir, providers=provider, precision=precision, fit_rank=fit_rank
+    )
     with tqdm(total=steps, disable=as_json, unit="step") as bar:
 
         def on_step(progress: Any) -> None:
