@@ -10,7 +10,7 @@ PINS := torch==2.13.0 numpy==2.4.6 onnx==1.23.2 onnxruntime==1.31.1 onnxscript==
         diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 lycoris-lora==4.1.3 tokenizers==0.23.3 safetensors==0.8.0 coremltools==9.0 openvino==2026.4.1 \
         tree-sitter==0.26.1 tree-sitter-swift==0.7.4
 
-.PHONY: demo test check fuzz mac-check export-sd15 bench bench-quick bench-peers clean
+.PHONY: demo test check fuzz mac-check coreml-slots export-sd15 bench bench-quick bench-peers clean
 
 demo: demo/emoji/lora_edge.json  ## export the demo model, write demo/contact-sheet.png
 	$(BIN)/python examples/contact_sheet.py
@@ -26,6 +26,9 @@ check: $(READY)  ## ruff, mypy --strict on the built wheel, the walls between th
 
 fuzz: $(READY)  ## 20,000 hostile adapter files: what refuses them, the memory and the time that reading them takes
 	$(BIN)/python -m tests.fuzz
+
+coreml-slots: $(READY)  ## every slot of the demo model's Core ML packages alone, against torch in float64
+	$(BIN)/python benchmarks/coreml_slots.py
 
 export-sd15: $(READY)  ## time and memory of exporting a model of Stable Diffusion 1.5's size (random weights)
 	$(BIN)/python benchmarks/export_sd15.py
