@@ -23,7 +23,7 @@ from lora_edge.export.coreml.options import Options
 from lora_edge.export.memory import release
 from lora_edge.export.passes import PASSES
 from lora_edge.export.program import write_program
-from lora_edge.export.slotted import REFERENCE_ROWS, slot_table
+from lora_edge.export.slotted import COSTS, REFERENCE_ROWS, slot_table
 from lora_edge.export.smaller import Shrunk, Smaller, shrink
 from lora_edge.export.tokenizer import write_tokenizer
 from lora_edge.export.trace import capture, trace
@@ -146,14 +146,16 @@ def _export(
     size = 2 ** len(config.get("block_out_channels", ()))
     example = recipe.example(config, 2, size)
     seen = recipe.example(config, 1, recipe.reference(config) or size)
-    table = slot_table(recipe, module, config, seen, beside=smaller.quantize is not None)
+    costs = {} if smaller.quantize else COSTS
+    tables = {name: slot_table(recipe, module, config, seen, costs.get(name)) for name in COSTS}
+    table = tables["onnxruntime"]
     shrunk = shrink(smaller, recipe, module, table, example, seen) if smaller.asked else None
     stage(1)
     captured = capture(recipe, module, example)
     model = trace(recipe, module, captured)
     stage(2)
     wanted = [one for one in variants(table) if not smaller.quantize or one.runs_on == "onnxruntime"]
-    models = {variant: _dressed(model, table, variant, shrunk) for variant in wanted}
+    models = {variant: _dressed(model, tables[variant.runs_on], variant, shrunk) for variant in wanted}
     stage(3)
     folder = partial / recipe.component
     weights = _write_component(part, module, table, models, folder, shrunk.weights if shrunk else {})

@@ -1,6 +1,7 @@
 """torch module -> the table of its slots, with the placement that costs fewest multiplications."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,11 +13,33 @@ from lora_edge.slots import Placement, Slot, SlotTable
 
 REFERENCE_ROWS = 2  # guidance asks for the prompt and the negative prompt in one batch
 RANK = 16  # what most adapters have
-REWRITING = 150  # multiplications that take as long as writing one number of a weight anew and laying it out
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What moving numbers costs a backend, in multiplications that take as long; measured.
+
+    Attributes:
+        rewriting: to write one number of a weight anew and to multiply by one that was not laid out beforehand.
+        adding: to add one number of an update to what the layer gives, with lanes or without.
+    """
+
+    rewriting: int
+    adding: int
+
+
+COSTS: Mapping[str, Costs] = {  # by the backend that a graph is written for
+    "onnxruntime": Costs(rewriting=150, adding=0),
+    "openvino": Costs(rewriting=100, adding=60),
+}
 
 
 def slot_table(
-    recipe: Recipe, module: nn.Module, config: Mapping[str, Any], example: tuple[Tensor, ...], beside: bool = False
+    recipe: Recipe,
+    module: nn.Module,
+    config: Mapping[str, Any],
+    example: tuple[Tensor, ...],
+    costs: Costs | None = COSTS["onnxruntime"],
 ) -> SlotTable:
     """Find every Linear and Conv2d without groups, and every norm with parameters.
 
@@ -25,13 +48,13 @@ def slot_table(
         module: the component.
         config: its config.json.
         example: inputs at the reference size.
-        beside: never put an update into a weight, as quantized ones want it.
+        costs: what placements are chosen by; None puts no update into a weight, as quantized ones want it.
     """
     if not recipe.slotted:
         return SlotTable(recipe.component, ())
-    seen = {} if beside else positions(recipe, module, example)
+    seen = positions(recipe, module, example) if costs else {}
     named = [(name, recipe.canonical(name), layer) for name, layer in module.named_modules()]
-    slots = tuple(_slot(slot, layer, seen.get(slot, 1)) for name, slot, layer in named if _takes_update(layer))
+    slots = tuple(_slot(slot, layer, seen.get(slot, 1), costs) for _, slot, layer in named if _takes_update(layer))
     norms = {
         slot: layer.weight.numel()
         for _, slot, layer in named
@@ -44,28 +67,28 @@ def _takes_update(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
 
 
-def _slot(name: str, layer: nn.Module, positions: int) -> Slot:
+def _slot(name: str, layer: nn.Module, positions: int, costs: Costs | None) -> Slot:
     out_features, in_features, *kernel = layer.weight.shape  # type: ignore[misc]
     return Slot(
         name,
         int(in_features),
         int(out_features),
         (int(kernel[0]), int(kernel[1])) if kernel else None,
-        "activation" if kernel else placement(positions, int(in_features), int(out_features)),
+        placement(positions, int(in_features), int(out_features), costs) if costs and not kernel else "activation",
         layer.bias is not None,
     )
 
 
-def placement(positions: int, in_features: int, out_features: int) -> Placement:
+def placement(positions: int, in_features: int, out_features: int, costs: Costs) -> Placement:
     """Where the update of a Linear is cheaper, by multiplications at rank `RANK`.
 
-    Activation form costs rows * positions * r * (in + out) of them, weight form in * out * r and what it takes to write
-    the weight anew and to multiply by one that was not laid out beforehand. A Conv always takes the activation form:
+    Activation form costs rows * positions * r * (in + out) of them and the adding, weight form in * out * r and the
+    rewriting. A Conv always takes the activation form:
     onnxruntime loses its blocked layout when the weight is not constant. A layer that sees one position per row (time
     embeddings) has no axis to broadcast a weight per row over.
     """
-    beside = REFERENCE_ROWS * positions * RANK * (in_features + out_features)
-    inside = in_features * out_features * (RANK + REWRITING)
+    beside = REFERENCE_ROWS * positions * (RANK * (in_features + out_features) + costs.adding * out_features)
+    inside = in_features * out_features * (RANK + costs.rewriting)
     return "weight" if positions > 1 and inside < beside else "activation"
 
 

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 
 from lora_edge.export.patterns import lowrank, openvino, whole
 from lora_edge.export.patterns.pattern import Pattern
 from lora_edge.export.patterns.plain import plain
 from lora_edge.scope import ALL, LINEAR, LOWRANK, NONE, Scope
-from lora_edge.slots import Slot, SlotTable
+from lora_edge.slots import Placement, Slot, SlotTable
 
 Chooser = Callable[[Slot], Pattern]
+Patterns = Mapping[tuple[bool, Placement], Pattern]
 
 
 @dataclass(frozen=True)
@@ -32,32 +32,38 @@ class Variant:
     optional: bool = True
 
 
-def _onnxruntime(module: ModuleType, scope: Scope) -> Chooser:
-    """By (is a Conv, placement); layers outside the scope stay plain."""
-    patterns: Mapping[tuple[bool, str], Pattern] = {
-        (False, "activation"): module.linear_activation,
-        (False, "weight"): module.linear_weight,
-        (True, "activation"): module.conv_activation,
-    }
+def _patterns(activation: Pattern, weight: Pattern, conv: Pattern) -> Patterns:
+    """By (is a Conv, placement)."""
+    return {(False, "activation"): activation, (False, "weight"): weight, (True, "activation"): conv}
+
+
+LOWRANK_OF = {  # the backend that they are written for -> patterns of layers that take lanes alone
+    "onnxruntime": _patterns(lowrank.linear_activation, lowrank.linear_weight, lowrank.conv_activation),
+    "openvino": _patterns(openvino.linear, lowrank.linear_weight, openvino.conv),
+}
+WHOLE_OF = {  # the same, of layers that take everything
+    "onnxruntime": _patterns(whole.linear_activation, whole.linear_weight, whole.conv_activation),
+    "openvino": _patterns(whole.linear_activation, whole.linear_weight, openvino.whole_conv),
+}
+
+
+def _chooser(patterns: Patterns, scope: Scope) -> Chooser:
+    """By the slot's placement; layers outside the scope stay plain."""
     return lambda slot: patterns[slot.kernel is not None, slot.placement] if scope.leaves(slot) else plain
 
 
-def _openvino(linear: Pattern, conv: Pattern, scope: Scope) -> Chooser:
-    """By whether it is a Conv."""
-    return lambda slot: (linear if slot.kernel is None else conv) if scope.leaves(slot) else plain
-
-
-def _for_openvino(scope: Scope, linear: Pattern = openvino.linear, conv: Pattern = openvino.conv) -> Variant:
-    return Variant("openvino", scope, f"openvino_{scope.name}.onnx", _openvino(linear, conv, scope), optional=False)
+def _variant(runs_on: str, scope: Scope, file: str) -> Variant:
+    patterns = (WHOLE_OF if scope is ALL else LOWRANK_OF)[runs_on]
+    return Variant(runs_on, scope, file, _chooser(patterns, scope), optional=runs_on == "onnxruntime")
 
 
 VARIANTS = (  # the first one writes the weights, the others lie over them
-    Variant("onnxruntime", ALL, "model.onnx", _onnxruntime(whole, ALL)),
-    Variant("onnxruntime", LOWRANK, "model_lowrank.onnx", _onnxruntime(lowrank, LOWRANK)),
-    Variant("onnxruntime", LINEAR, "model_linear.onnx", _onnxruntime(lowrank, LINEAR)),
-    _for_openvino(ALL, whole.linear_activation, openvino.whole_conv),
-    _for_openvino(LOWRANK),
-    _for_openvino(LINEAR),
+    _variant("onnxruntime", ALL, "model.onnx"),
+    _variant("onnxruntime", LOWRANK, "model_lowrank.onnx"),
+    _variant("onnxruntime", LINEAR, "model_linear.onnx"),
+    _variant("openvino", ALL, "openvino_all.onnx"),
+    _variant("openvino", LOWRANK, "openvino_lowrank.onnx"),
+    _variant("openvino", LINEAR, "openvino_linear.onnx"),
 )
 WITHOUT = Variant("onnxruntime", NONE, "model_plain.onnx", lambda slot: plain)
 """The limit that benchmarks compare with; not part of bundles."""

@@ -24,7 +24,7 @@ class Lanes:
         held: [1] bool, whether there are lanes.
         rows: [3] int64, the shape [rows, positions, r], or without lanes [1, 1, 0].
         maps: [3] int64, the shape [rows, r, height * width], or without lanes [1, 0, 1].
-        sets_of_scales: [3] int64, the shape [rows of scales, 1, r], or without lanes [1, 1, 0].
+        weights: [3] int64, the shape [rows of scales, in, r], or without lanes [1, 1, 0].
         sets: [1] int64, how many rows of scales there are; the same for all slots.
         batch: [1] int64, rows of the batch; the same for all slots.
     """
@@ -35,7 +35,7 @@ class Lanes:
     held: ir.Value
     rows: ir.Value
     maps: ir.Value
-    sets_of_scales: ir.Value
+    weights: ir.Value
     sets: ir.Value
     batch: ir.Value
 
@@ -66,7 +66,6 @@ def lanes(graph: ir.Graph, constant: Constants, scales: ir.Value, ranks: ir.Valu
     held = tape.op("Greater", [each, constant(0)])
     one = constant(1)
     first, others, own = (tape.op("Where", [held, some, one]) for some in (batch, constant(-1), sets))
-    ones = tape.op("Where", [held, one, one])
     columns = {
         "scale": cut(scales, 1, ranks),
         "scale_rows": cut(tape.op("Unsqueeze", [scales, constant(1)]), 2, ranks),
@@ -74,7 +73,7 @@ def lanes(graph: ir.Graph, constant: Constants, scales: ir.Value, ranks: ir.Valu
         "held": lines(held),
         "rows": lines(first, others, each),
         "maps": lines(first, each, others),
-        "sets_of_scales": lines(own, ones, each),
+        "weights": lines(own, others, each),
     }
     graph.insert_before(graph[0], [*tape.nodes, *nodes])
     for slot in range(slots):

@@ -20,24 +20,25 @@ def along_activations(site: Site) -> ir.Value:
 def into_weight(site: Site, weight: ir.Value) -> ir.Value:
     """W + (down * scale) @ up: [rows or 1, in, out].
 
-    One weight where there are no lanes, however many rows of scales other slots have: of several products that have
-    nothing to sum, onnxruntime writes but the first.
+    One weight where there are no lanes, however many rows of scales other slots have, and one row is added to it: of
+    several products that have nothing to sum, onnxruntime writes but the first.
     """
     op, inputs = site.tape.op, site.inputs
-    scale = op("Reshape", [site.lanes.scale_rows, site.lanes.sets_of_scales], EMPTY)
-    return op("Add", [weight, op("MatMul", [op("Mul", [inputs["down"], scale]), inputs["up"]])])
+    down = op("Reshape", [op("Mul", [inputs["down"], site.lanes.scale_rows]), site.lanes.weights], EMPTY)
+    return op("Add", [weight, op("MatMul", [down, inputs["up"]])])
 
 
-def product(site: Site, weight: ir.Value) -> ir.Value:
-    """x @ weight, of [rows or 1, in, out].
+def product(site: Site, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
+    """x @ weight + bias, the weight being [rows or 1, in, out].
 
     Where one weight serves all rows, it is one product, not one for each row: a weight that changes is laid out anew in
-    every product.
+    every product. The bias stands right behind it, where OpenVINO adds it in the same pass.
     """
     op, slot, constant = site.tape.op, site.layer.slot, site.constant
     taken = op("Concat", [site.lanes.sets, constant(-1, slot.in_features)], {"axis": 0})
     given = op("Concat", [site.lanes.batch, constant(-1, slot.out_features)], {"axis": 0})
-    return op("Reshape", [op("MatMul", [op("Reshape", [site.layer.x, taken]), weight]), given])
+    made = op("MatMul", [op("Reshape", [site.layer.x, taken]), weight])
+    return op("Reshape", [made if bias is None else op("Add", [made, bias]), given])
 
 
 def of_maps(site: Site) -> ir.Value:

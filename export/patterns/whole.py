@@ -27,7 +27,7 @@ def linear_weight(site: Site) -> ir.Value:
     op, inputs = site.tape.op, site.inputs
     gain_in = op("Unsqueeze", [inputs["gain_in"], site.constant(1)])
     gained = op("Mul", [op("Mul", [site.layer.transposed(), gain_in]), inputs["gain_out"]])
-    return op("Add", [product(site, into_weight(site, gained)), biases(site)])
+    return product(site, into_weight(site, gained), biases(site))
 
 
 def conv_activation(site: Site) -> ir.Value:

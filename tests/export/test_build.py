@@ -16,7 +16,7 @@ from lora_edge import errors
 from lora_edge.bundle import Bundle, sha256
 from lora_edge.export import verify
 from lora_edge.export.build import Listener
-from lora_edge.export.slotted import placement
+from lora_edge.export.slotted import COSTS, placement
 from lora_edge.export.variants import VARIANTS
 from lora_edge.export.weights import write_graphs
 from lora_edge.runtime.engine import Engine
@@ -157,10 +157,16 @@ def test_the_manifest_names_every_file_and_its_hash(tiny_bundle: Path) -> None:
 
 def test_placement_counts_multiplications() -> None:
     """SD 1.5 at 64 x 64 latents: wide maps take the weight form, the deepest and the text take the activation form."""
-    assert placement(4096, 320, 320) == "weight"
-    assert placement(64, 1280, 1280) == "activation"
-    assert placement(77, 768, 768) == "activation"
-    assert placement(1, 320, 1280) == "activation"
+    for costs in COSTS.values():
+        assert placement(4096, 320, 320, costs) == "weight"
+        assert placement(64, 1280, 1280, costs) == "activation"
+        assert placement(77, 768, 768, costs) == "activation"
+        assert placement(1, 320, 1280, costs) == "activation"
+
+
+def test_placement_is_that_of_the_backend() -> None:
+    assert placement(1024, 640, 640, COSTS["onnxruntime"]) == "activation"
+    assert placement(1024, 640, 640, COSTS["openvino"]) == "weight"
 
 
 def test_a_pass_that_loses_a_weight_is_noticed(tmp_path: Path) -> None:
