@@ -1,6 +1,7 @@
 """The front door: beside the command line, the one place that joins the rooms, and only inside functions."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ def export(
     return build(
         source,
         target,
-        Session,
+        partial(Session, arena="none"),  # verified once, in as little memory as it takes
         overwrite=overwrite,
         listener=listener,
         coreml=coreml,
