@@ -29,6 +29,7 @@ class Mix:
         weight: slot name -> the base's weight as in torch; needed where gains of both axes meet on a slot.
 
     Attributes:
+        resting: the part of the feeds that strengths leave alone; the same arrays every time.
         copied: bytes that were moved to lay the adapters out; 0 for one adapter, whose arrays are taken as they lie.
     """
 
@@ -59,7 +60,7 @@ class Mix:
             if held:
                 self._layers[slot.port("down")] = self._side_by_side([form.down for _, form in held], 1)
                 self._layers[slot.port("up")] = self._side_by_side([form.up for _, form in held], 0)
-        self._ranks = np.array(ranks, dtype=np.int64)
+        self.resting: dict[str, Array] = {**self._layers, RANKS: np.array(ranks, dtype=np.int64)}
         self._owners = np.array(owners, dtype=np.intp)
         self._lane_places = np.array(places, dtype=np.intp)
         self._scales = np.array(scales, dtype=np.float32)
@@ -80,6 +81,8 @@ class Mix:
         Returns:
             [rows or 1, total_rank] float32.
         """
+        if strengths.shape[1:] == (1, 1):  # one number for all lanes
+            return strengths[:, 0] * self._scales
         places = self._lane_places if strengths.shape[2] > 1 else 0
         return np.ascontiguousarray(strengths[:, self._owners, places] * self._scales, dtype=np.float32)
 
@@ -92,16 +95,12 @@ class Mix:
         Raises:
             RequestError: rows differ although an adapter has gains, biases or norms, which cannot differ by row.
         """
-        return self.resting | self.moving(strengths)
-
-    @property
-    def resting(self) -> dict[str, Array]:
-        """The part of the feeds that strengths leave alone; the same arrays every time."""
-        return {**self._layers, RANKS: self._ranks}
+        return {**self.resting, **self.moving(strengths)}
 
     def moving(self, strengths: FloatArray) -> dict[str, Array]:
         """The part of the feeds that strengths change: all that a slider moves. Takes and raises as `feeds`."""
-        strengths = np.atleast_3d(strengths)
+        if strengths.ndim < 3:
+            strengths = np.atleast_3d(strengths)
         made: dict[str, Array] = {SCALES: self.scales(strengths)}
         if not self._sums:
             return made

@@ -1,6 +1,7 @@
 """Multipliers: the user's numbers in `<lora:name:multiplier>`, constant or moving with the sampling step."""
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 
@@ -13,6 +14,11 @@ _LARGEST = float(np.finfo(np.float32).max)
 def is_finite(number: float) -> bool:
     """Whether the number is finite as float32, in which every multiplier ends."""
     return abs(number) <= _LARGEST
+
+
+def is_plain(value: object) -> TypeGuard[float]:
+    """Whether it is a number as Python has them, and finite: the commonest multiplier by far."""
+    return type(value) in (float, int) and is_finite(value)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from lora_edge import prompt as prompts
 from lora_edge.adapter import Adapter
 from lora_edge.errors import PromptError, RequestError
 from lora_edge.forms import ComponentForms
+from lora_edge.multiplier import is_plain
 from lora_edge.prompt import Prompt
 from lora_edge.runtime import samplers
 from lora_edge.runtime.samplers import Plan
@@ -146,7 +147,8 @@ def checked_pairs(adapters: Adapters, images: int | None = None) -> list[Pair]:
     given: list[Any] = list(adapters)
     if all(map(_is_pair, given)):
         for _, strength in given:
-            checked(strength, images)
+            if not is_plain(strength):
+                checked(strength, images)
         return [(adapter, strength) for adapter, strength in given]
     if images is None or not all(isinstance(own, Sequence) and all(map(_is_pair, own)) for own in given):
         raise RequestError("adapters is a list of (adapter, multiplier), the adapters from engine.load_adapter")

@@ -3,7 +3,8 @@
 A swap opens no session, reads no file and writes no weight; it chooses which arrays the next run is fed.
 """
 
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -15,7 +16,7 @@ from lora_edge.blocks import BlockWeights
 from lora_edge.bundle import Bundle
 from lora_edge.errors import RequestError
 from lora_edge.forms import ComponentForms, LowRank
-from lora_edge.multiplier import Multiplier
+from lora_edge.multiplier import Multiplier, is_plain
 from lora_edge.runtime.layout import Laid, Layout
 from lora_edge.runtime.shelf import Shelf
 from lora_edge.slots import SlotTable
@@ -28,6 +29,10 @@ Pair: TypeAlias = tuple[Adapter, Strength]
 Holding: TypeAlias = tuple[Adapter, BlockWeights | None]
 """An adapter, and the block weights that its layout folds in."""
 
+Acting: TypeAlias = tuple[tuple[Holding, ...], FloatArray]
+"""Adapters that act, and their strengths [rows or 1, adapters, places or 1] float32."""
+
+NOBODY: Acting = ((), np.zeros((1, 0, 1), np.float32))
 RATIOS = 1 << 20  # bytes of block weights, spelled out place by place, that are kept
 MIXES = 256 << 20  # bytes that kept mixes hold on to; the arrays of a single adapter are its own
 
@@ -59,7 +64,7 @@ class Swap:
         owners: IntArray | None = None,
         step: int = 0,
         steps: int = 1,
-    ) -> dict[str, Array]:
+    ) -> Mapping[str, Array]:
         """What to feed beside the plain inputs; nothing where no adapter acts.
 
         Args:
@@ -72,11 +77,10 @@ class Swap:
         Raises:
             RequestError: a multiplier that is not finite, or rows that differ in number or where they cannot.
         """
-        acting = self._acting(component, adapters, rows, step, steps)
-        if not acting:
+        chosen, strengths = _numbers_alone(component, adapters) or self._acting(component, adapters, rows, step, steps)
+        if not chosen:
             self.copied[component] = 0
             return {}
-        chosen = tuple(holding for holding, _ in acting)
         laid_out = 0
 
         def lay_out() -> tuple[Laid, tuple[Holding, ...]]:
@@ -86,17 +90,14 @@ class Swap:
             return mix, chosen
 
         mix, _ = self._mixes.take((component, *((id(adapter), blocks) for adapter, blocks in chosen)), lay_out)
-        strengths = np.stack(np.broadcast_arrays(*(numbers for _, numbers in acting)), axis=1)
         if owners is not None and len(strengths) > 1:
             strengths = strengths[owners]
         moving = mix.moving(strengths)
         self.copied[component] = laid_out + sum(array.nbytes for array in moving.values())
-        return mix.resting | moving
+        return ChainMap(moving, mix.resting)  # hundreds of names are not copied to move a slider
 
-    def _acting(
-        self, component: str, adapters: Sequence[Pair], rows: int | None, step: int, steps: int
-    ) -> list[tuple[Holding, FloatArray]]:
-        """Adapters that change the component, with [rows or 1, places or 1] strengths.
+    def _acting(self, component: str, adapters: Sequence[Pair], rows: int | None, step: int, steps: int) -> Acting:
+        """Adapters that change the component, with their strengths.
 
         One that is off stays out, unless it only pauses: then the layout waits for it.
         """
@@ -115,7 +116,9 @@ class Swap:
         counts = {len(numbers) for _, numbers in acting} - {1}
         if len(counts) > 1 or (rows is not None and counts - {rows}):
             _refuse_rows(counts, rows)
-        return acting
+        if not acting:
+            return NOBODY
+        return tuple(holding for holding, _ in acting), np.stack(np.broadcast_arrays(*(n for _, n in acting)), axis=1)
 
     def _numbers(
         self, strength: Strength, table: SlotTable, step: int, steps: int
@@ -156,6 +159,20 @@ class Swap:
             for name, forms in part.slots.items()
         }
         return replace(part, slots=slots)
+
+
+def _numbers_alone(component: str, adapters: Sequence[Pair]) -> Acting | None:
+    """What `Swap._acting` finds, in a fraction of its time, where every strength is a plain number: a slider moves."""
+    sums: dict[int, tuple[Adapter, float]] = {}
+    for adapter, strength in adapters:
+        if not is_plain(strength):
+            return None
+        if component in adapter.components:
+            sums[id(adapter)] = adapter, sums.get(id(adapter), (adapter, 0.0))[1] + strength
+    acting = [(adapter, number) for adapter, number in sums.values() if number]
+    if not acting:
+        return NOBODY
+    return tuple((adapter, None) for adapter, _ in acting), np.array([[[n] for _, n in acting]], np.float32)
 
 
 def multipliers(strength: Strength) -> Sequence[float | Multiplier]:
