@@ -28,19 +28,6 @@ BUNDLES: Mapping[str, tuple[str, ...]] = {  # folder -> how the model is exporte
     "int4": ("--quantize", "int4"),
 }
 TOKENS = 77  # of the random models' texts
-PIPELINE = {
-    "_class_name": "StableDiffusionPipeline",
-    "_diffusers_version": "0.36.0",
-    "feature_extractor": [None, None],
-    "image_encoder": [None, None],
-    "requires_safety_checker": False,
-    "safety_checker": [None, None],
-    "scheduler": ["diffusers", "DDIMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
 
 
 @dataclass(frozen=True)
@@ -150,7 +137,7 @@ class Places:
         shutil.copytree(DEMO / "tokenizer", made / "tokenizer", dirs_exist_ok=True)
         tokenizer = made / "tokenizer" / "tokenizer_config.json"
         tokenizer.write_text(json.dumps(_settings(tokenizer) | {"model_max_length": TOKENS}), encoding="utf-8")
-        (made / "model_index.json").write_text(json.dumps(PIPELINE, indent=1) + "\n", encoding="utf-8")
+        shutil.copyfile(DEMO / "model_index.json", made / "model_index.json")
         made.rename(self.model)
 
     def _export(self, name: str, settings: tuple[str, ...]) -> None:
