@@ -23,6 +23,7 @@ from lora_edge.arrays import Array, FloatArray
 from lora_edge.forms import ComponentForms, Form
 from lora_edge.packhead import KEY, Head
 from lora_edge.ports import lanes_of
+from lora_edge.room import room
 from lora_edge.slots import SlotTable
 from lora_edge.tensorheader import DTYPES, Wrong, leading_strings
 from lora_edge.tools.write import Tensor, header
@@ -76,7 +77,7 @@ def read_quick(path: Path, tables: Mapping[str, SlotTable], marks: Mapping[str, 
             half = b'"dtype":"F16"' in text
             if size * (2 if half else 1) > max_bytes:
                 return None
-            data = np.empty(size // (2 if half else 4), np.float32)
+            data = room(size // (2 if half else 4))
             filled = other.submit(_halves if half else _singles, file, data)
             made = _described(text, size, tables, marks)
             if made is None or (made[0].dtype == "fp16") != half:

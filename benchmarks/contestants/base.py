@@ -14,6 +14,7 @@ Workers run in environments of their own, which have numpy and little else; this
 """
 
 import json
+import mmap
 import os
 import resource
 import sys
@@ -29,6 +30,9 @@ import numpy as np
 
 TIMESTEP = 500
 PROMPT = "a cat"
+
+
+NEW = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_POPULATE", 0)
 
 
 class Cannot(Exception):
@@ -141,8 +145,8 @@ class Server:
         return {"seconds": _timed(lambda: self.contestant.image(latents, steps))}
 
     def copy(self, path: str) -> Any:
-        """What reading a file that is in the page cache takes at least."""
-        return {"seconds": _timed(lambda: np.fromfile(path, np.uint8))}
+        """What reading a file that is in the page cache takes at least, into memory as new as that of an adapter."""
+        return {"seconds": _timed(lambda: _copied(path))}
 
     def memory(self) -> Any:
         return {"resident": _resident(), "peak": _peak()}
@@ -172,6 +176,16 @@ def serve(kind: type[Contestant]) -> None:
             traceback.print_exc()
             answer = {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"}
         print(json.dumps(answer), file=answers, flush=True)
+
+
+def _copied(path: str) -> mmap.mmap:
+    """A file's bytes in pages that the process has never used, asked for at once: the fastest way to new ones."""
+    with Path(path).open("rb", buffering=0) as file:
+        room = mmap.mmap(-1, os.fstat(file.fileno()).st_size, flags=NEW)
+        view = memoryview(room)
+        while view and (count := file.readinto(view)):
+            view = view[count:]
+    return room
 
 
 def _timed(action: Any) -> float:
