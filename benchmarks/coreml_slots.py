@@ -8,6 +8,7 @@ Result: benchmarks/results/coreml_slots.json (one entry a model, component and f
 
 import argparse
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -43,7 +44,7 @@ def program_of(checkpoint: Checkpoint, component: str, options: Options, latent:
 
 def told(program: Program, options: Options, outcomes: Sequence[Compared]) -> dict[str, Any]:
     """The entry of a run: its worst slot, and the weakest effect that was compared."""
-    worst = max(outcomes, key=lambda outcome: outcome.error / outcome.effect)
+    worst = max(outcomes, key=_of_effect)
     return {
         "component": program.component,
         "attention": options.attention,
@@ -51,10 +52,15 @@ def told(program: Program, options: Options, outcomes: Sequence[Compared]) -> di
         "inputs": [list(port.shape) for port in program.inputs],
         "slots": len(outcomes),
         "worst": worst.case,
-        "error_of_effect": worst.error / worst.effect,
+        "error_of_effect": _of_effect(worst),
         "least_effect": min(outcome.effect for outcome in outcomes),
         "allowed": ALLOWED,
     }
+
+
+def _of_effect(outcome: Compared) -> float:
+    """Infinite where a slot can change nothing, as queries of a map of one position: then latents are too small."""
+    return outcome.error / outcome.effect if outcome.effect else math.inf
 
 
 def record(name: str, entry: dict[str, Any]) -> None:
@@ -80,7 +86,9 @@ def main() -> int:
     parser.add_argument("checkpoint", type=Path, nargs="?", default=Path("examples/emoji/model"))
     parser.add_argument("--components", nargs="+", default=["unet", "text_encoder"])
     parser.add_argument("--attention", nargs="+", default=["original", "split-einsum"])
-    parser.add_argument("--latent", type=int, help="side of the latents; the model's own if not given")
+    parser.add_argument(
+        "--latent", type=int, help="side of the latents, 16 at least for SD 1.5's depth; the model's own if not given"
+    )
     parser.add_argument("--name", help="of the model among the results; its folder's if not given")
     arguments = parser.parse_args()
     checkpoint = Checkpoint.open(arguments.checkpoint)
