@@ -35,7 +35,7 @@ def main() -> None:
                 for line in QUESTIONS[question](bench, model):
                     lines.append(line)
                     print(told(line), file=sys.stderr)
-                write_lines(asked.results / f"{question}.{name}.jsonl", lines)
+                    write_lines(asked.results / f"{question}.{name}.jsonl", lines)  # a run that ends early keeps them
                 print(f"{question}, {name}: {len(lines)} lines in {time.perf_counter() - start:.0f} s", flush=True)
 
 

@@ -33,7 +33,7 @@ def each_alone(program: Program, packages: Sequence[Package], options: Options) 
         packages: in the order in which they run, of precision fp32.
         options: of the export.
     """
-    bench = Bench(program, packages, options, "f64")
+    bench = Bench(program, [package.widened() for package in packages], options, "f64")
     inputs = bench.inputs(TIMESTEP)
     with _in_float64(program.reference):
         base = bench.torch(inputs, (), ())

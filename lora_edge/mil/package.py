@@ -7,7 +7,7 @@ X.mlpackage/
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from lora_edge.mil.evaluate import PRECISIONS, Precision, check_known, evaluate
 from lora_edge.mil.paths import inside
 from lora_edge.mil.ports import Port, match_types, read_ports
 from lora_edge.mil.program import Program, read_program
-from lora_edge.mil.values import Blobs
+from lora_edge.mil.values import Blobs, Immediate
 from lora_edge.mil.wire import Message
 
 MANIFEST = "Manifest.json"
@@ -96,6 +96,16 @@ class Package:
             raise GraphFailed(f"{self.path} has no input {', '.join(unknown)}; it has {', '.join(self.inputs)}")
         made = {name: self._feed(name, port, feeds.get(name)) for name, port in self.inputs.items()}
         return evaluate(self.program, made, precision, str(self.path))
+
+    def widened(self) -> "Package":
+        """The same with its constants in float64, which many runs in that precision would widen again each time."""
+        constants = {
+            name: Immediate(constant.type, constant.array.astype(np.float64))
+            if constant.type.element.dtype.kind == "f"
+            else constant
+            for name, constant in self.program.constants.items()
+        }
+        return replace(self, program=replace(self.program, constants=constants))
 
     def _feed(self, name: str, port: Port, given: Array | None) -> Array:
         """What an input is, given or by default."""

@@ -129,6 +129,14 @@ def test_a_precision_that_is_none_is_refused(packages: dict[str, Path], feeds: F
         Package.open(packages["fp16"]).run(feeds, "fp8")  # type: ignore[arg-type]
 
 
+def test_constants_that_are_widened_beforehand_change_nothing(packages: dict[str, Path], feeds: Feeds) -> None:
+    package = Package.open(packages["fp32"])
+    beforehand = package.widened().run(feeds, "f64")
+    for name, array in package.run(feeds, "f64").items():
+        assert array.dtype == np.float64
+        np.testing.assert_array_equal(beforehand[name], array)
+
+
 def test_no_package_is_told(tmp_path: Path) -> None:
     with pytest.raises(BundleNotFound, match="not a Core ML package"):
         Package.open(tmp_path / "Unet.mlpackage")
