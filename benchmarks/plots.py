@@ -89,14 +89,15 @@ def batches(found: Found, model: str, axes: Axes) -> bool:
                 style, label=f"{CONTESTANTS[name].title}, {label}",
             )  # fmt: skip
     axes.set(xlabel="images of a batch", ylabel="images a second", title=_title(found, "batches", model))
-    axes.legend(fontsize="small")
+    if axes.lines:
+        axes.legend(fontsize="small")
     return bool(axes.lines)
 
 
 TITLES = {
     "growth": "What a step costs more with more adapters",
     "beside_peers": "A step with one adapter of rank 16",
-    "swap": "To change the style (resident adapter, or from a file where there is no other way)",
+    "swap": "To change to a resident adapter (or one from a file)",
     "batches": "An adapter for each image",
 }
 
