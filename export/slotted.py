@@ -83,9 +83,8 @@ def placement(positions: int, in_features: int, out_features: int, costs: Costs)
     """Where the update of a Linear is cheaper, by multiplications at rank `RANK`.
 
     Activation form costs rows * positions * r * (in + out) of them and the adding, weight form in * out * r and the
-    rewriting. A Conv always takes the activation form:
-    onnxruntime loses its blocked layout when the weight is not constant. A layer that sees one position per row (time
-    embeddings) has no axis to broadcast a weight per row over.
+    rewriting. A Conv always takes the activation form: onnxruntime loses its blocked layout when the weight is not
+    constant. A layer that sees one position per row (time embeddings) has no axis to broadcast a weight per row over.
     """
     beside = REFERENCE_ROWS * positions * (RANK * (in_features + out_features) + costs.adding * out_features)
     inside = in_features * out_features * (RANK + costs.rewriting)

@@ -42,7 +42,7 @@ class Mix:
     ) -> None:
         self._places = {name: index for index, name in enumerate(chain(table.by_name, table.norms))}
         self._norms = norms or {}
-        self._layers: dict[str, Array] = {}
+        self.resting: dict[str, Array] = {}
         self.copied = 0
         ranks, owners, places, scales = [], [], [], []
         forms = [_on_one_axis(table, part, parts, weight) for part in parts]
@@ -58,9 +58,9 @@ class Mix:
             scales += [form.scale for _, form in held for _ in range(form.rank)]
             places += [self._places[slot.name]] * ranks[-1]
             if held:
-                self._layers[slot.port("down")] = self._side_by_side([form.down for _, form in held], 1)
-                self._layers[slot.port("up")] = self._side_by_side([form.up for _, form in held], 0)
-        self.resting: dict[str, Array] = {**self._layers, RANKS: np.array(ranks, dtype=np.int64)}
+                self.resting[slot.port("down")] = self._side_by_side([form.down for _, form in held], 1)
+                self.resting[slot.port("up")] = self._side_by_side([form.up for _, form in held], 0)
+        self.resting[RANKS] = np.array(ranks, dtype=np.int64)
         self._owners = np.array(owners, dtype=np.intp)
         self._lane_places = np.array(places, dtype=np.intp)
         self._scales = np.array(scales, dtype=np.float32)
@@ -69,8 +69,8 @@ class Mix:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the layers that strengths leave alone."""
-        return sum(array.nbytes for array in self._layers.values())
+        """Bytes of what strengths leave alone."""
+        return sum(array.nbytes for array in self.resting.values())
 
     def scales(self, strengths: FloatArray) -> FloatArray:
         """`lora.scales`, strength x alpha / rank per lane.

@@ -201,7 +201,7 @@ class Engine:
         """
         return self._components.run(component, inputs, self.feeds(component, adapters))
 
-    def feeds(self, component: str, adapters: Sequence[Pair]) -> Mapping[str, Array]:
+    def feeds(self, component: str, adapters: Sequence[Pair]) -> dict[str, Array]:
         """The graph inputs that `run` adds for these adapters: all that a swap of styles changes.
 
         Raises:

@@ -3,8 +3,7 @@
 A swap opens no session, reads no file and writes no weight; it chooses which arrays the next run is fed.
 """
 
-from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -64,7 +63,7 @@ class Swap:
         owners: IntArray | None = None,
         step: int = 0,
         steps: int = 1,
-    ) -> Mapping[str, Array]:
+    ) -> dict[str, Array]:
         """What to feed beside the plain inputs; nothing where no adapter acts.
 
         Args:
@@ -94,7 +93,7 @@ class Swap:
             strengths = strengths[owners]
         moving = mix.moving(strengths)
         self.copied[component] = laid_out + sum(array.nbytes for array in moving.values())
-        return ChainMap(moving, mix.resting)  # hundreds of names are not copied to move a slider
+        return {**mix.resting, **moving}
 
     def _acting(self, component: str, adapters: Sequence[Pair], rows: int | None, step: int, steps: int) -> Acting:
         """Adapters that change the component, with their strengths.

@@ -30,8 +30,6 @@ import numpy as np
 
 TIMESTEP = 500
 PROMPT = "a cat"
-
-
 NEW = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_POPULATE", 0)
 
 
