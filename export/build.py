@@ -12,27 +12,25 @@ import onnx_ir as ir
 from safetensors.numpy import save
 from torch import nn
 
-from lora_edge.arrays import FloatArray
 from lora_edge.blockwise import Blockwise
-from lora_edge.bundle import FORMAT, MANIFEST, Bundle, Component, describe_files, fingerprint
+from lora_edge.bundle import FORMAT, MANIFEST, Bundle, describe_files, fingerprint, read_component
 from lora_edge.errors import ExportError
 from lora_edge.export.checkpoint import Checkpoint, Part, settings_of
 from lora_edge.export.coreml import write as coreml_folder
 from lora_edge.export.coreml.library import library
 from lora_edge.export.coreml.options import Options
+from lora_edge.export.graphs import Opening, graphs, listed, openings
 from lora_edge.export.memory import release
-from lora_edge.export.passes import PASSES
 from lora_edge.export.program import write_program
-from lora_edge.export.slotted import COSTS, REFERENCE_ROWS, slot_table
-from lora_edge.export.smaller import Shrunk, Smaller, shrink
+from lora_edge.export.slotted import CONTRACT, COSTS, REFERENCE_ROWS, slot_table
+from lora_edge.export.smaller import Smaller, shrink
 from lora_edge.export.tokenizer import write_tokenizer
 from lora_edge.export.trace import capture, trace
-from lora_edge.export.variants import VARIANTS, Variant, variants
+from lora_edge.export.variants import variants
 from lora_edge.export.verify import Outcome, Reference, verify
 from lora_edge.export.weights import write_graphs
-from lora_edge.graph import Graph, OpenGraph, OpenProgram
-from lora_edge.neutral import Filled
-from lora_edge.scope import ALL, SCOPES, Scope, norm_ports
+from lora_edge.graph import OpenGraph, OpenProgram
+from lora_edge.scope import ALL, norm_ports
 from lora_edge.slots import ABI_VERSION, Slot, SlotTable
 
 STAGES = ("loading", "tracing", "inserting slots", "writing", "verifying")
@@ -147,90 +145,62 @@ def _export(
     example = recipe.example(config, 2, size)
     seen = recipe.example(config, 1, recipe.reference(config) or size)
     costs = {} if smaller.quantize else COSTS
-    tables = {name: slot_table(recipe, module, config, seen, costs.get(name)) for name in COSTS}
-    table = tables["onnxruntime"]
+    tables = {kind: slot_table(recipe, module, config, seen, costs.get(kind)) for kind in COSTS}
+    table = tables[CONTRACT]
     shrunk = shrink(smaller, recipe, module, table, example, seen) if smaller.asked else None
     stage(1)
     captured = capture(recipe, module, example)
     model = trace(recipe, module, captured)
     stage(2)
     wanted = [one for one in variants(table) if not smaller.quantize or one.runs_on == "onnxruntime"]
-    models = {variant: _dressed(model, tables[variant.runs_on], variant, shrunk) for variant in wanted}
+    models = graphs(model, recipe, wanted, tables, shrunk)
     stage(3)
     folder = partial / recipe.component
     weights = _write_component(part, module, table, models, folder, shrunk.weights if shrunk else {})
-    graph = folder / next(iter(models)).file
+    told = listed(recipe, wanted, table)
+    entry = {
+        "graph": f"{folder.name}/{wanted[0].file}",
+        **told,
+        "slots": [slot.to_json() for slot in table],
+        "norms": dict(table.norms),
+        "facts": dict(table.facts),
+        "weights": weights,
+        **({"smaller": shrunk.to_json(table)} if shrunk else {}),
+    }
     program = None
     if open_program:
         program = write_program(captured, recipe, module, table, example, next(iter(models.values())), folder)
-    graphs = _list_graphs(models, folder.name, table)
-    weight_form = shrunk.to_json(table) if shrunk else None
     del model, models, captured, shrunk
     release()
     stage(4)
     reference = Reference(recipe, module, table, example)
     del module
-
-    def compared(opened: Callable[[], Graph], told: str, scope: Scope = ALL) -> list[dict[str, Any]]:
-        release()
-        outcomes = verify(opened(), reference, lambda outcome: listener.outcome(told, outcome), scope)
-        return [outcome.to_json() for outcome in outcomes]
-
-    outcomes = compared(functools.partial(open_graph, graph), recipe.component)
-    narrower = {
-        name: compared(functools.partial(open_graph, partial / path), f"{recipe.component} ({name})", SCOPES[name])
-        for name, path in graphs["onnxruntime"].items()
-        if name != ALL.name
-    }
-    if table.slots and "openvino" in graphs:  # opened by whatever is at hand; its defaults are not in it
-        for_openvino = partial / graphs["openvino"][ALL.name]
-        norms = Component(recipe.component, graph, table, config).norms()
-        opened = functools.partial(_filled, open_graph, for_openvino, table, norms)
-        narrower["openvino"] = compared(opened, f"{recipe.component} (openvino)")
+    written = read_component(partial, recipe.component, entry)
+    opened = [*openings(written, open_graph)]
     if open_program and program:
-        run_by_torch = functools.partial(open_program, graph, program, table)
-        program["verification"] = compared(run_by_torch, f"{recipe.component} (torch)")
+        opened.append(Opening("torch", ALL, functools.partial(open_program, written.graph, program, table)))
+
+    outcomes: dict[str, list[dict[str, Any]]] = {}
+    for one in opened:
+        release()
+        where = recipe.component if one.name == ALL.name else f"{recipe.component} ({one.name})"
+        made = verify(one.open(), reference, functools.partial(listener.outcome, where), one.scope)
+        outcomes[one.name] = [outcome.to_json() for outcome in made]
+    if open_program and program:
+        program["verification"] = outcomes.pop("torch")
     return {
-        "graph": graph.relative_to(partial).as_posix(),
-        "graphs": graphs,
-        "slots": [slot.to_json() for slot in table],
-        "norms": dict(table.norms),
-        "facts": dict(table.facts),
-        "weights": weights,
-        **({"smaller": weight_form} if weight_form else {}),
-        "verification": outcomes,
-        **({"verification_of_others": narrower} if narrower else {}),
+        **entry,
+        "verification": outcomes.pop(ALL.name),
+        **({"verification_of_others": outcomes} if outcomes else {}),
         **({"program": program} if program else {}),
     }
-
-
-def _filled(open_graph: OpenGraph, path: Path, table: SlotTable, norms: Mapping[str, FloatArray]) -> Graph:
-    return Filled(open_graph(path), table, norms)
-
-
-def _dressed(model: ir.Model, table: SlotTable, variant: Variant, shrunk: Shrunk | None) -> ir.Model:
-    made = model.clone()
-    for transform in PASSES:
-        transform(made, table, variant)
-    if shrunk:
-        shrunk.dress(made, table)
-    return made
-
-
-def _list_graphs(models: Mapping[Variant, ir.Model], folder: str, table: SlotTable) -> dict[str, dict[str, str]]:
-    """Backend -> scope -> graph, from narrow to wide; a graph without slots is for every backend."""
-    listed: dict[str, dict[str, str]] = {}
-    for variant in reversed(list(models)):
-        listed.setdefault(variant.runs_on, {})[variant.scope.name] = f"{folder}/{variant.file}"
-    alike = [] if table.slots else [variant.runs_on for variant in VARIANTS]
-    return dict.fromkeys(alike, listed[next(iter(models)).runs_on]) | listed
 
 
 def _write_component(
     part: Part,
     module: nn.Module,
     table: SlotTable,
-    models: Mapping[Variant, ir.Model],
+    models: Mapping[str, ir.Model],
     folder: Path,
     packed: Mapping[str, Blockwise],
 ) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ class Costs:
     """What moving numbers costs a backend, in multiplications that take as long; measured.
 
     Attributes:
-        rewriting: to write one number of a weight anew and to multiply by one that was not laid out beforehand.
+        rewriting: to multiply by one number of a weight that was not laid out beforehand, and in whole graphs to write
+            it anew too.
         adding: to add one number of an update to what the layer gives, with lanes or without.
     """
 
@@ -28,10 +29,16 @@ class Costs:
     adding: int
 
 
-COSTS: Mapping[str, Costs] = {  # by the backend that a graph is written for
-    "onnxruntime": Costs(rewriting=150, adding=0),
-    "openvino": Costs(rewriting=100, adding=60),
+Form: TypeAlias = Literal["whole", "halves"]
+"""Whether a graph is one, or two of which the first computes what stays from step to step, see `export.halves`."""
+
+COSTS: Mapping[tuple[str, Form], Costs] = {  # by the backend that a graph is written for
+    ("onnxruntime", "whole"): Costs(rewriting=150, adding=0),
+    ("onnxruntime", "halves"): Costs(rewriting=20, adding=0),
+    ("openvino", "whole"): Costs(rewriting=100, adding=60),
+    ("openvino", "halves"): Costs(rewriting=40, adding=60),
 }
+CONTRACT: tuple[str, Form] = "onnxruntime", "whole"  # what graphs of the contract are placed by
 
 
 def slot_table(
@@ -39,7 +46,7 @@ def slot_table(
     module: nn.Module,
     config: Mapping[str, Any],
     example: tuple[Tensor, ...],
-    costs: Costs | None = COSTS["onnxruntime"],
+    costs: Costs | None = COSTS[CONTRACT],
 ) -> SlotTable:
     """Find every Linear and Conv2d without groups, and every norm with parameters.
 

@@ -31,6 +31,12 @@ class Variant:
     pattern: Chooser
     optional: bool = True
 
+    @property
+    def halves(self) -> tuple[str, str]:
+        """Names of its files in two: what is computed once, and what in every step."""
+        stem = self.file.removesuffix(".onnx")
+        return f"{stem}_once.onnx", f"{stem}_step.onnx"
+
 
 def _patterns(activation: Pattern, weight: Pattern, conv: Pattern) -> Patterns:
     """By (is a Conv, placement)."""

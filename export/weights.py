@@ -15,7 +15,6 @@ from onnx_ir.external_data import convert_tensors_to_external
 from lora_edge.blockwise import Blockwise
 from lora_edge.errors import ExportError
 from lora_edge.export.passes.pack_weights import leaves, turned
-from lora_edge.export.variants import Variant
 from lora_edge.slots import Slot, SlotTable
 
 EXTERNAL_FROM = 1024  # bytes from which a tensor goes into model.onnx.data; those of slots go there whatever their size
@@ -28,15 +27,15 @@ DTYPES = {  # spelled as safetensors does
 
 
 def write_graphs(
-    models: Mapping[Variant, ir.Model],
+    models: Mapping[str, ir.Model],
     table: SlotTable,
     folder: Path,
     quantized: Mapping[str, Blockwise] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Save every variant of a component; the weights are written once, into `model.onnx.data`.
+    """Save every graph of a component; the weights are written once, beside the first graph, which has them all.
 
     Args:
-        models: after all passes; their tensors are replaced by references to the file.
+        models: by file name, after all passes; their tensors are replaced by references to the file.
         table: the slots.
         folder: of the component.
         quantized: slot -> its weight, where it lies in codes.
@@ -47,23 +46,21 @@ def write_graphs(
     Raises:
         ExportError: a graph no longer holds a slot's weight under its own name, or has weights of its own.
     """
-    (variant, first), *_ = models.items()
-    data = f"{variant.file}.data"
+    (main, first), *_ = models.items()
+    data = f"{main}.data"
     owned = {name for slot in table for name in (*leaves(slot), f"{slot.name}.bias")}
     values = [value for value in first.graph.initializers.values() if _lies_outside(value, owned)]
     held = [value.const_value for value in values if value.const_value is not None]
     written = dict(zip((value.name for value in values), convert_tensors_to_external(held, folder, data), strict=True))
-    for variant, model in models.items():
+    for file, model in models.items():
         for value in model.graph.initializers.values():
             if not _lies_outside(value, owned):
                 continue
             tensor = written.get(value.name)
             if tensor is None or value.const_value is None or tensor.shape != value.const_value.shape:
-                raise ExportError(
-                    f"{variant.file} has weights of its own in {value.name}; a pass renamed or recoded them"
-                )
+                raise ExportError(f"{file} has weights of its own in {value.name}; a pass renamed or recoded them")
             value.const_value = tensor
-        ir.save(model, folder / variant.file)
+        ir.save(model, folder / file)
     return {
         "file": f"{folder.name}/{data}",
         "tensors": {

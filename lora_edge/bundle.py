@@ -48,6 +48,7 @@ class Component:
         graphs: backend -> scope -> path of the graph, from narrow to wide; all lie over the same weights.
         table: its slots.
         config: the component's own config.json.
+        halves: backend -> scope -> paths of the same graph in two, what is computed once and what in every step.
         weights: where its slots' own weights lie; None where the manifest does not say.
     """
 
@@ -57,6 +58,12 @@ class Component:
     config: Mapping[str, Any]
     weights: GraphWeights | None = None
     graphs: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
+    halves: Mapping[str, Mapping[str, tuple[Path, Path]]] = field(default_factory=dict)
+
+    def scopes(self, backend: str) -> list[str]:
+        """Names of the scopes that there are graphs of for a backend, from narrow to wide."""
+        made = {*self.graphs.get(backend, ()), *self.halves.get(backend, ())}
+        return [name for name in SCOPES if name in made]
 
     def norms(self) -> dict[str, FloatArray]:
         """`<norm>.weight` and `<norm>.bias` -> the base's values [channels] float32."""
@@ -104,7 +111,7 @@ class Bundle:
         try:
             for path, entry in manifest["files"].items():
                 _check_file(folder, path, int(entry["size"]), str(entry["sha256"]) if check == "full" else None)
-            components = {name: _component(folder, name, entry) for name, entry in manifest["components"].items()}
+            components = {name: read_component(folder, name, entry) for name, entry in manifest["components"].items()}
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise BundleDamaged(
                 f"{folder / MANIFEST} lacks or misspells an entry: {error!r}; export it again"
@@ -220,18 +227,39 @@ def _check_file(folder: Path, path: str, size: int, digest: str | None) -> None:
         raise BundleDamaged(f"{file} was changed after the export (its sha256 differs); copy the bundle again")
 
 
-def _component(folder: Path, name: str, entry: Mapping[str, Any]) -> Component:
+def read_component(folder: Path, name: str, entry: Mapping[str, Any]) -> Component:
+    """A component as its entry in the manifest describes it.
+
+    Args:
+        folder: of the bundle.
+        name: of the component.
+        entry: its part of the manifest.
+
+    Raises:
+        BundleDamaged: a file is missing or outside the folder.
+        KeyError, TypeError, ValueError, AttributeError, IndexError: an entry is missing or misspelled.
+    """
     graph = _graph(folder, entry["graph"])
     listed = {"onnxruntime": {ALL.name: entry["graph"]}} | (entry.get("graphs") or {})  # older bundles have one graph
     graphs = {
         backend: {scope: _graph(folder, files[scope]) for scope in SCOPES if scope in files or scope == ALL.name}
         for backend, files in listed.items()
     }
+    halves = {
+        backend: {scope: _halves(folder, files[scope]) for scope in SCOPES if scope in files}
+        for backend, files in (entry.get("halves") or {}).items()
+    }
     slots = tuple(Slot.from_json(item) for item in entry["slots"])
     table = SlotTable(name, slots, dict(entry["norms"]), dict(entry["facts"]))
     told = entry.get("weights")
     weights = GraphWeights.parse(told, _inside(folder, told["file"]), table) if told else None
-    return Component(name, graph, table, read_object(graph.parent / "config.json", BundleDamaged), weights, graphs)
+    return Component(
+        name, graph, table, read_object(graph.parent / "config.json", BundleDamaged), weights, graphs, halves
+    )
+
+
+def _halves(folder: Path, files: Mapping[str, str]) -> tuple[Path, Path]:
+    return _graph(folder, files["once"]), _graph(folder, files["step"])
 
 
 def _graph(folder: Path, path: str) -> Path:

@@ -15,6 +15,8 @@ Placement = Literal["activation", "weight"]
 SCALES = "lora.scales"
 RANKS = "lora.ranks"
 TOKENS = "lora.tokens"
+HELD = "held."
+"""What the inputs are called that the step half of a graph takes from the once half (see `lora_edge.halves`)."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Choice:
 
 
 def _has_graphs(bundle: Bundle, backend: str) -> bool:
-    return all(backend in component.graphs for component in bundle.components.values())
+    return all(component.scopes(backend) for component in bundle.components.values())
 
 
 def _has_programs(bundle: Bundle) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 
 from lora_edge.bundle import Bundle, Component
 from lora_edge.errors import BackendUnavailable, ComponentMissing, RequestError, first_line
-from lora_edge.graph import Graph
+from lora_edge.graph import Graph, OpenGraph
+from lora_edge.halves import Halves
 from lora_edge.runtime.auto import Machine, best
 from lora_edge.runtime.coreml.graph import OpenPackage, PackagedGraph, Runner
 from lora_edge.runtime.coreml.layout import FixedRank
@@ -85,7 +86,7 @@ def _onnxruntime(bundle: Bundle, wishes: Wishes) -> Backend:
     arena = check_arena(wishes.arena)
 
     def open_graph(component: Component, scope: Scope) -> Graph:
-        return Session(component.graphs["onnxruntime"][scope.name], chosen, wishes.threads, arena)
+        return _opened(component, "onnxruntime", scope, lambda path: Session(path, chosen, wishes.threads, arena))
 
     scopes = partial(_scopes, "onnxruntime", wishes.slots)
     return Backend("onnxruntime", why, chosen, open_graph, SideBySide(bundle), scopes=scopes)
@@ -94,8 +95,16 @@ def _onnxruntime(bundle: Bundle, wishes: Wishes) -> Backend:
 def _scopes(backend: str, wish: str, component: Component) -> Sequence[Scope]:
     """The graphs to choose from: all, or the one asked for; where a component lacks it, the next wider one."""
     wide = 0 if wish == "auto" else list(SCOPES).index(wish)
-    enough = [scope for scope in list(SCOPES.values())[wide:] if scope.name in component.graphs[backend]]
+    made = component.scopes(backend)
+    enough = [scope for scope in list(SCOPES.values())[wide:] if scope.name in made]
     return enough if wish == "auto" else enough[:1]
+
+
+def _opened(component: Component, backend: str, scope: Scope, open_file: OpenGraph) -> Graph:
+    """The graph of a component that takes a scope: in halves, where the bundle has them."""
+    if halves := component.halves.get(backend, {}).get(scope.name):
+        return Halves(*map(open_file, halves))
+    return open_file(component.graphs[backend][scope.name])
 
 
 def _check_fixed(name: str, has: str, wishes: Wishes) -> None:
@@ -135,13 +144,17 @@ def _openvino(bundle: Bundle, wishes: Wishes) -> Backend:
         from lora_edge.runtime import openvino
     device = openvino.check_device(wishes.providers)
     precision = openvino.check_precision(wishes.precision)
-    lacking = [component.name for component in bundle.components.values() if "openvino" not in component.graphs]
+    lacking = [component.name for component in bundle.components.values() if not component.scopes("openvino")]
     if lacking:
         raise ComponentMissing(f"{bundle.folder} has no graph of the {lacking[0]} for openvino; export it again")
 
     def open_graph(component: Component, scope: Scope) -> Graph:
-        path, ids = component.graphs["openvino"][scope.name], component.config.get("vocab_size")
-        return openvino.OpenVinoGraph(path, component.table, component.norms(), precision, wishes.threads, ids)
+        norms, ids = component.norms(), component.config.get("vocab_size")
+
+        def open_file(path: Path) -> Graph:
+            return openvino.OpenVinoGraph(path, component.table, norms, precision, wishes.threads, ids)
+
+        return _opened(component, "openvino", scope, open_file)
 
     scopes = partial(_scopes, "openvino", wishes.slots)
     facts = {"precision": precision, "device": openvino.device_name()}

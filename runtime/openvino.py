@@ -3,18 +3,17 @@
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import openvino
 
-from lora_edge.arrays import Array
+from lora_edge.arrays import Array, over
 from lora_edge.errors import BackendUnavailable, BundleDamaged, GraphFailed
 from lora_edge.feeds import check_ids, check_lanes, check_names, check_rows
 from lora_edge.graph import GraphInput
 from lora_edge.neutral import defaults
-from lora_edge.slots import SCALES, TOKENS, SlotTable
+from lora_edge.slots import HELD, SCALES, TOKENS, SlotTable
 
 DEVICE = "CPU"
 PRECISIONS: Mapping[str, tuple[str, Any]] = {  # what the processor must have natively, what OpenVINO calls it
@@ -23,7 +22,7 @@ PRECISIONS: Mapping[str, tuple[str, Any]] = {  # what the processor must have na
     "fp16": ("FP16", openvino.Type.f16),
 }
 OWN_CHOICE = ("bf16", "fp32")  # best first
-DTYPES = {"f32": np.float32, "i64": np.int64}
+DTYPES = {"f32": np.float32, "i64": np.int64, "bf16": np.float16, "f16": np.float16}  # numpy has no bfloat16
 FAILED: list[Any] = []  # what a run that gave up half way left undone is still among the tasks of its thread
 
 
@@ -90,9 +89,9 @@ class OpenVinoGraph:
         threads: int = 0,
         vocabulary: int | None = None,
     ) -> None:
-        self._path = path
+        self._path, self._precision = path, PRECISIONS[precision][1]
         self._settings = {
-            "INFERENCE_PRECISION_HINT": PRECISIONS[precision][1],
+            "INFERENCE_PRECISION_HINT": self._precision,
             "PERFORMANCE_HINT": "LATENCY",
             **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
         }
@@ -103,6 +102,7 @@ class OpenVinoGraph:
         self._defaults = defaults(table, norms, {name: port.shape for name, port in ports.items()})
         self._inputs = {name: port for name, port in ports.items() if name not in self._defaults}
         self._optional = {name: ports[name] for name in self._defaults}
+        self._plain = [name for name in self._inputs if not name.startswith(HELD)]
         self._table, self._vocabulary = table, vocabulary
         self._reset()
 
@@ -127,14 +127,14 @@ class OpenVinoGraph:
         """See `Graph.run`. Adapter inputs stay bound, by identity, for as long as every run is fed the same arrays."""
         check_names("graph", feeds, self._inputs, self._defaults)
         self._check_ids(feeds)
-        check_rows([feeds[name] for name in self._inputs], feeds.get(SCALES))
-        self._check_shapes({name: feeds[name].shape for name in self._inputs})
+        check_rows([feeds[name] for name in self._plain], feeds.get(SCALES))
+        self._check_shapes({name: feeds[name].shape for name in self._plain})
         changed = [name for name, array in feeds.items() if self._bound.get(name) is not array]
         over = self._bound.keys() - feeds.keys()
         if over or not self._inputs.keys() >= {*changed}:  # what is bound already was checked then
             check_lanes(self._table, {**self._defaults, **feeds})
         try:
-            for name in {*changed, *self._inputs}:  # plain inputs may be refilled in place
+            for name in {*changed, *self._plain}:  # plain inputs may be refilled in place
                 self._bind(name, feeds[name])
             for name in over:  # what is fed no more has its default again
                 self._bind(name, self._defaults[name])
@@ -149,18 +149,28 @@ class OpenVinoGraph:
             self._recover()
             raise GraphFailed(f"OpenVINO could not run the graph: {_last_line(error)}") from error
         results = {name: np.asarray(tensor.data) for name, tensor in made.items()}
-        if any(not array.size for array in results.values()):  # with one thread, it gives up without a word
+        if not all(array.size or name.startswith(HELD) for name, array in results.items()):
+            # with one thread, it gives up without a word
             self._recover()
             raise GraphFailed("OpenVINO could not run the graph: shapes of inputs do not agree with one another")
         return results
 
     def _compile(self) -> None:
         try:
-            self._model = _core().read_model(self._path)
+            self._model = self._in_held_precision(_core().read_model(self._path))
             self._compiled = _core().compile_model(self._model, DEVICE, self._settings)
         except Exception as error:
             raise BundleDamaged(f"OpenVINO cannot open {self._path}: {_last_line(error)}") from error
         self._request = self._compiled.create_infer_request()
+
+    def _in_held_precision(self, model: Any) -> Any:
+        """Halves hand over what one holds for the other as they compute it: rounding it twice would change nothing."""
+        ports = openvino.preprocess.PrePostProcessor(model)
+        for sides, side in ((model.inputs, ports.input), (model.outputs, ports.output)):
+            for port in sides:
+                if port.any_name.startswith(HELD):
+                    side(port.any_name).tensor().set_element_type(self._precision)
+        return ports.build()
 
     def _recover(self) -> None:
         """Compile anew: a graph that gave up half way never works again, and the process ends if it is let go."""
@@ -196,7 +206,11 @@ class OpenVinoGraph:
     def _bind(self, name: str, array: Array) -> None:
         """Hand an array over where it lies; nothing is copied."""
         readable = _readable(array)
-        self._request.set_tensor(name, openvino.Tensor(readable, shared_memory=True))
+        if name.startswith(HELD):
+            tensor = openvino.Tensor(readable, openvino.Shape(readable.shape), self._precision)
+        else:
+            tensor = openvino.Tensor(readable, shared_memory=True)
+        self._request.set_tensor(name, tensor)
         self._bound[name], self._held[name] = array, readable
 
     def _reset(self) -> None:
@@ -211,10 +225,7 @@ class OpenVinoGraph:
 def _readable(array: Array) -> Array:
     """The array, side by side in memory; OpenVINO takes none that is read-only, though it writes to no input."""
     array = np.ascontiguousarray(array)
-    if array.flags.writeable:
-        return array
-    told = array.__array_interface__
-    return np.asarray(SimpleNamespace(__array_interface__={**told, "data": (told["data"][0], False)}, base=array))
+    return array if array.flags.writeable else over(array, array)
 
 
 def _described(port: Any) -> GraphInput:

@@ -8,11 +8,12 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 import onnxruntime
 
-from lora_edge.arrays import Array
+from lora_edge.arrays import Array, over
 from lora_edge.errors import BackendUnavailable, BundleDamaged, GraphFailed, RequestError, first_line
 from lora_edge.graph import GraphInput
 from lora_edge.ports import has_lanes
 from lora_edge.runtime.shelf import Shelf
+from lora_edge.slots import HELD
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -109,6 +110,7 @@ class Session:
             raise BackendUnavailable(f"onnxruntime could not set up {lost[0]} on this machine (see its own messages)")
         self._inputs = _described(self._session.get_inputs())
         self._optional = _described(self._session.get_overridable_initializers())
+        self._plain = {name for name in self._inputs if not name.startswith(HELD)}
         self._outputs = tuple(port.name for port in self._session.get_outputs())
         self._values: Shelf[tuple[Array, Any]] = Shelf(VALUES, lambda held: held[0].nbytes)
         self._unbind()
@@ -135,18 +137,25 @@ class Session:
         try:
             self._bind(feeds)
             self._session.run_with_iobinding(self._binding)
-            results = self._binding.copy_outputs_to_cpu()
+            results = self._results()
         except Exception as error:
             self._unbind()
             raise GraphFailed(f"onnxruntime refused the inputs: {first_line(error)}") from error
         return dict(zip(self._outputs, results, strict=True))
+
+    def _results(self) -> Sequence[Array]:
+        """The outputs where onnxruntime left them, or copies of what lies on another device."""
+        values = self._binding.get_outputs()
+        if any(value.device_name() != "cpu" for value in values):
+            return list(self._binding.copy_outputs_to_cpu())
+        return [over(value.numpy(), value) for value in values]
 
     def _bind(self, feeds: Mapping[str, Array]) -> None:
         """Hand over what has changed since the last run; nothing is copied, the arrays are used where they lie."""
         if self._bound.keys() - feeds.keys():  # what is fed no more has its default again
             self._unbind()
         for name, array in feeds.items():
-            if name in self._inputs or self._bound.get(name) is not array:  # plain inputs may be refilled in place
+            if name in self._plain or self._bound.get(name) is not array:  # plain inputs may be refilled in place
                 self._binding.bind_ortvalue_input(name, self._value(name, array))
                 self._bound[name] = array
         for name in self._outputs:  # anew, or onnxruntime would write over those of the last run

@@ -27,9 +27,10 @@ def insert_slots(model: ir.Model, table: SlotTable, variant: Variant) -> None:
     if not table.slots:
         return
     graph, constant = model.graph, Constants(model.graph)
+    rows = graph.inputs[-1]  # a prompt's states stay from step to step, and so does what is made for their rows
     scales = _add_input(graph, SCALES, ["scale_rows", "total_rank"], ir.DataType.FLOAT)
     ranks = _add_input(graph, RANKS, [len(table)], ir.DataType.INT64)
-    for slot, own in zip(table, lanes(graph, constant, scales, ranks, len(table)), strict=True):
+    for slot, own in zip(table, lanes(graph, constant, rows, scales, ranks, len(table)), strict=True):
         layer = _find(graph, slot)  # found one by one: a layer's input may be what the last one was replaced by
         inputs = {leaf: _input(graph, slot, leaf) for leaf in variant.scope.leaves(slot)}
         tape = Tape()

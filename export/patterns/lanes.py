@@ -40,11 +40,15 @@ class Lanes:
     batch: ir.Value
 
 
-def lanes(graph: ir.Graph, constant: Constants, scales: ir.Value, ranks: ir.Value, slots: int) -> Iterator[Lanes]:
+def lanes(
+    graph: ir.Graph, constant: Constants, rows: ir.Value, scales: ir.Value, ranks: ir.Value, slots: int
+) -> Iterator[Lanes]:
     """Those of every slot in order; what no pattern uses, the optimizer drops.
 
     Args:
-        graph: its first input has the rows of the batch.
+        graph: gets the nodes.
+        constant: makes its constants.
+        rows: a graph input with the rows of the batch.
         scales, ranks: the graph inputs.
         slots: how many.
     """
@@ -60,7 +64,7 @@ def lanes(graph: ir.Graph, constant: Constants, scales: ir.Value, ranks: ir.Valu
     def lines(*columns: ir.Value) -> list[ir.Value]:
         return cut(tape.op("Reshape", [tape.op("Concat", columns, {"axis": 1}), constant(-1)]), 0)
 
-    batch = tape.op("Shape", [graph.inputs[0]], {"start": 0, "end": 1})
+    batch = tape.op("Shape", [rows], {"start": 0, "end": 1})
     sets = tape.op("Shape", [scales], {"start": 0, "end": 1})
     each = tape.op("Unsqueeze", [ranks, constant(1)])  # [slots, 1]
     held = tape.op("Greater", [each, constant(0)])

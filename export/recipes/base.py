@@ -33,6 +33,7 @@ class Recipe:
         outputs: module -> names of the graph outputs in order.
         example: config, size -> example inputs, where size is the number of latent rows and columns.
         reference: config -> the latent size that placement is counted for.
+        varying: the inputs that are others in every run, where all the rest stays from run to run.
         check: config -> a sentence that says why this architecture cannot be exported, or None.
         facts: config -> what dialects need to know (see `SlotTable.facts`).
         slotted: whether the layers take updates.
@@ -48,6 +49,7 @@ class Recipe:
     outputs: Callable[[nn.Module], tuple[Port, ...]]
     example: Callable[[Mapping[str, Any], int, int], tuple[Tensor, ...]]
     reference: Callable[[Mapping[str, Any]], int]
+    varying: tuple[str, ...] = ()
     check: Callable[[Mapping[str, Any]], str | None] = lambda config: None
     facts: Callable[[Mapping[str, Any]], dict[str, int]] = lambda config: {}
     slotted: bool = True

@@ -80,6 +80,7 @@ UNET = Recipe(
     outputs=lambda module: (Port("out_sample", _MAP),),
     example=_example,
     reference=lambda config: int(config.get("sample_size") or 64),
+    varying=("sample", "timestep"),
     check=_check,
     facts=_facts,
 )

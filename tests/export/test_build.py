@@ -164,9 +164,11 @@ def test_placement_counts_multiplications() -> None:
         assert placement(1, 320, 1280, costs) == "activation"
 
 
-def test_placement_is_that_of_the_backend() -> None:
-    assert placement(1024, 640, 640, COSTS["onnxruntime"]) == "activation"
-    assert placement(1024, 640, 640, COSTS["openvino"]) == "weight"
+def test_placement_is_that_of_the_backend_and_the_form() -> None:
+    assert placement(1024, 640, 640, COSTS["onnxruntime", "whole"]) == "activation"
+    assert placement(1024, 640, 640, COSTS["onnxruntime", "halves"]) == "weight"
+    assert placement(1024, 640, 640, COSTS["openvino", "whole"]) == "weight"
+    assert all(placement(256, 1280, 1280, costs) == "activation" for costs in COSTS.values())
 
 
 def test_a_pass_that_loses_a_weight_is_noticed(tmp_path: Path) -> None:
@@ -174,7 +176,7 @@ def test_a_pass_that_loses_a_weight_is_noticed(tmp_path: Path) -> None:
     held = ir.Value(name="a.bias", const_value=ir.tensor(np.zeros(4, np.float32), name="a.bias"))
     model = ir.Model(ir.Graph([], [], nodes=[], initializers=[held]), ir_version=10)
     with pytest.raises(errors.ExportError, match=r"has no tensor a\.weight; a pass renamed, folded or recoded it"):
-        write_graphs({VARIANTS[0]: model}, SlotTable("unet", (Slot("a", 4, 4),)), tmp_path)
+        write_graphs({VARIANTS[0].file: model}, SlotTable("unet", (Slot("a", 4, 4),)), tmp_path)
 
 
 def test_base_values_of_norms_lie_in_the_bundle(tiny_bundle: Path, tiny_model: Path) -> None:

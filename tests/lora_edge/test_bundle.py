@@ -40,6 +40,11 @@ def graphs(change: Change) -> Change:
     return lambda manifest: change(manifest["components"]["unet"]["graphs"])
 
 
+def halves(change: Change) -> Change:
+    """A change of what the manifest says of the UNet's graphs in two files."""
+    return lambda manifest: change(manifest["components"]["unet"]["halves"]["openvino"])
+
+
 def weights(change: Change) -> Change:
     """A change of what the manifest says of the UNet's weights."""
     return lambda manifest: change(manifest["components"]["unet"]["weights"])
@@ -59,7 +64,11 @@ def weights(change: Change) -> Change:
         (lambda m: m["components"]["unet"].update(graph="../x.onnx"), errors.BundleDamaged, "outside"),
         (graphs(lambda g: g["onnxruntime"].update(linear="../x.onnx")), errors.BundleDamaged, "outside"),
         (graphs(lambda g: g["onnxruntime"].update(linear="unet/gone")), errors.BundleDamaged, "lacks unet/gone"),
-        (graphs(lambda g: g["openvino"].pop("all")), errors.BundleDamaged, "KeyError\\('all'\\)"),
+        (graphs(lambda g: g.update(openvino={})), errors.BundleDamaged, "KeyError\\('all'\\)"),
+        (halves(lambda h: h["linear"].update(once="../x.onnx")), errors.BundleDamaged, "outside"),
+        (halves(lambda h: h["linear"].update(step="unet/gone")), errors.BundleDamaged, "lacks unet/gone"),
+        (halves(lambda h: h["linear"].pop("step")), errors.BundleDamaged, "KeyError\\('step'\\)"),
+        (halves(lambda h: h.update(linear=1)), errors.BundleDamaged, "lacks or misspells"),
         (graphs(lambda g: g.update(openvino=1)), errors.BundleDamaged, "lacks or misspells"),
         (lambda m: m["components"]["unet"]["slots"][0].pop("in"), errors.BundleDamaged, "KeyError"),
         (weights(lambda w: w.update(file="../x")), errors.BundleDamaged, "lies outside the bundle"),

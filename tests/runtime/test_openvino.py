@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from lora_edge.bundle import Bundle
 from lora_edge.errors import BackendUnavailable, BundleDamaged, ComponentMissing, GraphFailed, RequestError
+from lora_edge.graph import Graph
 from lora_edge.runtime.backends import Wishes, choose
 from lora_edge.runtime.engine import Engine
 from lora_edge.scope import ALL, LINEAR, LOWRANK, SCOPES, Scope
@@ -29,12 +30,14 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def graphs(bundle: Bundle) -> dict[str, OpenVinoGraph]:
-    unet = bundle.component("unet")
-    return {
-        scope.name: OpenVinoGraph(unet.graphs["openvino"][scope.name], unet.table, unet.norms(), threads=1)
-        for scope in SCOPES.values()
-    }
+def graphs(bundle: Bundle) -> dict[str, Graph]:
+    return {scope.name: opened(bundle, scope) for scope in SCOPES.values()}
+
+
+def opened(bundle: Bundle, scope: Scope, precision: str = "fp32") -> Graph:
+    return choose("openvino", bundle, Wishes(precision=precision, threads=1)).open_graph(
+        bundle.component("unet"), scope
+    )
 
 
 def plain(rows: int = 2) -> Feeds:
@@ -79,7 +82,7 @@ def relative(got: np.ndarray, expected: np.ndarray) -> float:
     ("graph", "touched"), [(LINEAR, LINEAR), (LOWRANK, LINEAR), (LOWRANK, LOWRANK), (ALL, LINEAR), (ALL, LOWRANK)]
 )
 def test_every_graph_is_the_same_network(
-    bundle: Bundle, graphs: dict[str, OpenVinoGraph], graph: Scope, touched: Scope, rows: int
+    bundle: Bundle, graphs: dict[str, Graph], graph: Scope, touched: Scope, rows: int
 ) -> None:
     """Rows of scales on slots without lanes too."""
     feeds = plain() | lanes(bundle.component("unet").table, touched, 4, rows)
@@ -88,7 +91,7 @@ def test_every_graph_is_the_same_network(
     assert relative(got, by_onnxruntime(bundle, plain())) > 1e-3
 
 
-def test_ranks_change_from_run_to_run(bundle: Bundle, graphs: dict[str, OpenVinoGraph]) -> None:
+def test_ranks_change_from_run_to_run(bundle: Bundle, graphs: dict[str, Graph]) -> None:
     graph, table = graphs["lowrank"], bundle.component("unet").table
     base = graph.run(plain())["out_sample"]
     for rank in (4, 0, 1, 64, 4, 7):
@@ -97,7 +100,7 @@ def test_ranks_change_from_run_to_run(bundle: Bundle, graphs: dict[str, OpenVino
     assert np.array_equal(graph.run(plain())["out_sample"], base)
 
 
-def test_what_is_fed_no_more_has_its_default_again(bundle: Bundle, graphs: dict[str, OpenVinoGraph]) -> None:
+def test_what_is_fed_no_more_has_its_default_again(bundle: Bundle, graphs: dict[str, Graph]) -> None:
     graph, component = graphs["all"], bundle.component("unet")
     base = graph.run(plain())["out_sample"]
     slot, (norm, channels) = component.table.slots[0], next(iter(component.table.norms.items()))
@@ -111,7 +114,7 @@ def test_what_is_fed_no_more_has_its_default_again(bundle: Bundle, graphs: dict[
         assert np.array_equal(graph.run(plain())["out_sample"], base), name
 
 
-def test_arrays_are_used_where_they_lie(graphs: dict[str, OpenVinoGraph]) -> None:
+def test_arrays_are_used_where_they_lie(graphs: dict[str, Graph]) -> None:
     """A plain input that was refilled in place is seen; results are the caller's own; read-only arrays will do."""
     graph, feeds = graphs["linear"], plain()
     first = graph.run(feeds)["out_sample"]
@@ -126,7 +129,7 @@ def test_arrays_are_used_where_they_lie(graphs: dict[str, OpenVinoGraph]) -> Non
 
 
 def test_a_refused_run_leaves_the_next_one_alone(
-    bundle: Bundle, graphs: dict[str, OpenVinoGraph], monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, graphs: dict[str, Graph], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph, slot = graphs["linear"], next(slot for slot in bundle.component("unet").table if slot.kernel is None)
     base = graph.run(plain())["out_sample"]
@@ -175,22 +178,20 @@ def test_images_as_onnxruntime_makes_them(tiny_bundle: Path, styles: Path) -> No
     assert info["device"]
 
 
-def test_bfloat16_is_close(bundle: Bundle, graphs: dict[str, OpenVinoGraph]) -> None:
+def test_bfloat16_is_close(bundle: Bundle, graphs: dict[str, Graph]) -> None:
     try:
         precision = check_precision("bf16")
     except BackendUnavailable:
         pytest.skip("this processor has no bfloat16")
     assert check_precision(None) == precision
-    unet = bundle.component("unet")
-    graph = OpenVinoGraph(unet.graphs["openvino"]["lowrank"], unet.table, unet.norms(), precision, threads=1)
-    feeds = plain() | lanes(unet.table, LOWRANK, 4)
+    graph = opened(bundle, LOWRANK, precision)
+    feeds = plain() | lanes(bundle.component("unet").table, LOWRANK, 4)
     got, expected = graph.run(feeds)["out_sample"], graphs["lowrank"].run(feeds)["out_sample"]
-    assert (graphs["lowrank"].precision, graph.precision) == ("f32", "bf16")
     assert got.dtype == np.float32
     assert 0 < relative(got, expected) <= 5e-2
 
 
-def test_norms_start_as_the_base_has_them(bundle: Bundle, graphs: dict[str, OpenVinoGraph]) -> None:
+def test_norms_start_as_the_base_has_them(bundle: Bundle, graphs: dict[str, Graph]) -> None:
     unet = bundle.component("unet")
     held = load_file(unet.graph.parent / "norms.safetensors")
     got = graphs["all"].run(plain() | {name: np.ascontiguousarray(array) for name, array in held.items()})
@@ -205,7 +206,7 @@ def test_refusals(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(RequestError, match="no slots"):
         choose("openvino", bundle, Wishes(slots="some"))
     unet = bundle.component("unet")
-    older = {**bundle.components, "unet": replace(unet, graphs={"onnxruntime": unet.graphs["onnxruntime"]})}
+    older = {**bundle.components, "unet": replace(unet, halves={})}
     with pytest.raises(ComponentMissing, match="no graph of the unet for openvino; export it again"):
         choose("openvino", replace(bundle, components=older), Wishes())
     (tmp_path / "broken.onnx").write_bytes(b"\x08\x0a\x12garbage")

@@ -1,0 +1,117 @@
+"""The graphs of a component: which files there are, what the manifest says of them, and opening them to be verified."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import onnx_ir as ir
+
+from lora_edge.bundle import Component
+from lora_edge.export.halves import divide
+from lora_edge.export.passes import PASSES
+from lora_edge.export.recipes import Recipe
+from lora_edge.export.slotted import Form
+from lora_edge.export.smaller import Shrunk
+from lora_edge.export.variants import VARIANTS, Variant
+from lora_edge.graph import Graph, OpenGraph
+from lora_edge.halves import Halves
+from lora_edge.neutral import Filled
+from lora_edge.scope import ALL, SCOPES, Scope
+from lora_edge.slots import SlotTable
+
+
+@dataclass(frozen=True)
+class Opening:
+    """One graph to verify: what it is called, what it takes, and how it is opened."""
+
+    name: str
+    scope: Scope
+    open: Callable[[], Graph]
+
+
+def graphs(
+    model: ir.Model,
+    recipe: Recipe,
+    wanted: Sequence[Variant],
+    tables: Mapping[tuple[str, Form], SlotTable],
+    shrunk: Shrunk | None = None,
+) -> dict[str, ir.Model]:
+    """By file name; the first one takes the whole contract.
+
+    Those for other programs, with optional inputs, are whole. Where something stays from run to run, our own runtime
+    has halves.
+
+    Args:
+        model: the traced component, which stays as it is.
+        recipe: of the component.
+        wanted: which graphs there are to be.
+        tables: the component's slots, as they are placed for a backend and a form.
+        shrunk: its smaller weights.
+    """
+    made: dict[str, ir.Model] = {}
+    for variant in wanted:
+        if _is_whole(variant, recipe):
+            made[variant.file] = dressed(model, tables[variant.runs_on, "whole"], variant, shrunk)
+        if recipe.varying:
+            placed = dressed(model, tables[variant.runs_on, "halves"], variant, shrunk)
+            made |= zip(variant.halves, divide(placed, recipe.varying), strict=True)
+    return made
+
+
+def dressed(model: ir.Model, table: SlotTable, variant: Variant, shrunk: Shrunk | None = None) -> ir.Model:
+    """A variant of the traced component."""
+    made = model.clone()
+    for transform in PASSES:
+        transform(made, table, variant)
+    if shrunk:
+        shrunk.dress(made, table)
+    return made
+
+
+def listed(recipe: Recipe, wanted: Sequence[Variant], table: SlotTable) -> dict[str, dict[str, dict[str, object]]]:
+    """What the manifest says: backend -> scope -> file, from narrow to wide.
+
+    A graph without slots is for every backend.
+    """
+    folder = recipe.component
+    whole: dict[str, dict[str, object]] = {}
+    halves: dict[str, dict[str, object]] = {}
+    for variant in reversed(wanted):
+        if _is_whole(variant, recipe):
+            whole.setdefault(variant.runs_on, {})[variant.scope.name] = f"{folder}/{variant.file}"
+        if recipe.varying:
+            once, step = (f"{folder}/{file}" for file in variant.halves)
+            halves.setdefault(variant.runs_on, {})[variant.scope.name] = {"once": once, "step": step}
+    alike = [] if table.slots else [variant.runs_on for variant in VARIANTS]
+    return {"graphs": dict.fromkeys(alike, whole[wanted[0].runs_on]) | whole, "halves": halves}
+
+
+def openings(component: Component, open_graph: OpenGraph) -> Iterator[Opening]:
+    """What is verified: every graph for onnxruntime, and of those for OpenVINO the one that takes most.
+
+    They are opened by whatever is at hand, and those for OpenVINO have no defaults in them.
+    """
+    ours, theirs = (component.halves.get(backend, {}) for backend in ("onnxruntime", "openvino"))
+    for name, path in component.graphs["onnxruntime"].items():
+        yield Opening(name, SCOPES[name], partial(open_graph, path))
+    for name, halves in ours.items():
+        yield Opening(f"{name}, in halves", SCOPES[name], partial(_joined, open_graph, halves))
+    if component.table.slots:
+        filled = partial(_filled, component, open_graph)
+        if ALL.name in theirs:
+            yield Opening("openvino", ALL, partial(_joined, filled, theirs[ALL.name]))
+        elif "openvino" in component.graphs:
+            yield Opening("openvino", ALL, partial(filled, component.graphs["openvino"][ALL.name]))
+
+
+def _is_whole(variant: Variant, recipe: Recipe) -> bool:
+    return variant.optional or not recipe.varying
+
+
+def _joined(open_graph: OpenGraph, halves: tuple[Path, Path]) -> Graph:
+    return Halves(*map(open_graph, halves))
+
+
+def _filled(component: Component, open_graph: OpenGraph, path: Path) -> Graph:
+    return Filled(open_graph(path), component.table, component.norms())

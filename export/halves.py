@@ -1,0 +1,121 @@
+"""A graph in two: what stays the same from step to step, and the rest.
+
+Weights with their update in them, keys and values of the prompt, factors times their scales: none of them depends on
+the latents. The once half computes them, `lora_edge.halves` holds them, the step half takes them as inputs.
+"""
+
+from collections.abc import Collection, Iterator
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from lora_edge.slots import HELD
+
+WORK = frozenset(("Add", "Conv", "MatMul", "MatMulNBits", "Mul"))
+"""Operators whose results are worth holding. What is only cut, reshaped or read from the weights costs nothing to make
+again, and would take memory."""
+
+FIRST = {"start": 0, "end": 1}
+
+
+def divide(model: ir.Model, varying: Collection[str]) -> tuple[ir.Model, ir.Model]:
+    """The once half and the step half of a finished graph, which stays as it is.
+
+    Args:
+        model: after all passes; nodes in the order in which they are computed.
+        varying: names of the inputs that are others in every step.
+
+    Returns:
+        Two graphs whose inputs are together those of the model, each with its defaults. The once half's outputs are
+        called `held.<layer>…`, and are inputs of the step half.
+    """
+    model = model.clone()
+    _count_rows_of_what_stays(model, varying)
+    held = _floats(model, _held(model, varying))
+    titles = _titles(model, held)
+    once, step = model.clone(), model.clone()
+    outputs = {value.name: value for value in _values(once)}
+    once.graph.outputs[:] = [outputs[name] for name in titles]
+    for value in once.graph.outputs:
+        value.shape, value.dtype = held[value.name or ""].shape, ir.DataType.FLOAT
+        value.name = titles[value.name or ""]
+    for value in list(_values(step)):
+        if value.name in titles:
+            given = ir.Value(
+                name=titles[value.name], shape=held[value.name].shape, type=ir.TensorType(ir.DataType.FLOAT)
+            )
+            step.graph.inputs.append(given)
+            ir.convenience.replace_all_uses_with(value, given)
+    for half in (once, step):
+        _drop_unused(half)
+    return once, step
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    return (value for node in model.graph for value in node.outputs)
+
+
+def _count_rows_of_what_stays(model: ir.Model, varying: Collection[str]) -> None:
+    """Read the number of rows from an input that stays, and with it all that depends on nothing else."""
+    ports = [value for value in model.graph.inputs if value.shape]
+    rows = {value.shape[0]: value for value in ports if value.shape and value.name not in varying}
+    for value in ports:
+        if value.name not in varying or value.shape is None or value.shape[0] not in rows:
+            continue
+        for node in value.consumers():
+            if node.op_type == "Shape" and {name: node.attributes[name].as_int() for name in node.attributes} == FIRST:
+                node.replace_input_with(0, rows[value.shape[0]])
+
+
+def _held(model: ir.Model, varying: Collection[str]) -> list[str]:
+    """Names of what is worth holding, and is used where something varies."""
+    moving = {value for value in model.graph.inputs if value.name in varying}
+    worked: set[ir.Value] = set()
+    for node in model.graph:
+        if not moving.isdisjoint(value for value in node.inputs if value is not None):
+            moving.update(node.outputs)
+        elif node.op_type in WORK or not worked.isdisjoint(value for value in node.inputs if value is not None):
+            worked.update(node.outputs)
+    used = (value for node in model.graph if node.outputs[0] in moving for value in node.inputs)
+    return [value.name or "" for value in dict.fromkeys(used) if value in worked]
+
+
+def _floats(model: ir.Model, names: Collection[str]) -> dict[str, ir.Value]:
+    """Those of the values that are float32, with the shapes that can be known: a layer must know its weight's."""
+    known = model.clone()
+    made = {value.name: value for value in _values(known)}
+    known.graph.outputs[:] = [made[name] for name in names]
+    _drop_unused(known)
+    common.ShapeInferencePass(check_type=False, strict_mode=False)(known)
+    return {name: made[name] for name in names if made[name].dtype in (ir.DataType.FLOAT, None)}
+
+
+def _titles(model: ir.Model, names: Collection[str]) -> dict[str, str]:
+    """What they are called: by the layer that they are of."""
+    titles: dict[str, str] = {}
+    for value in _values(model):
+        if value.name in names:
+            title = HELD + _layer(value)
+            titles[value.name] = f"{title}.{value.name}" if title in titles.values() else title
+    return titles
+
+
+def _layer(value: ir.Value) -> str:
+    """The layer whose weight, bias or adapter input is the nearest that a value is made of."""
+    behind = [value]
+    for one in behind:  # grows while it is gone through
+        node, name = one.producer(), one.name or ""
+        if node is not None:
+            behind += [given for given in node.inputs if given is not None]
+        elif name.startswith("lora.") or name.endswith((".weight", ".bias")):
+            return name.removeprefix("lora.").rpartition(".")[0]
+    return value.name or ""
+
+
+def _drop_unused(model: ir.Model) -> None:
+    common.RemoveUnusedNodesPass()(model)
+    graph = model.graph
+    graph.inputs[:] = [value for value in graph.inputs if value.uses()]
+    for name, value in list(graph.initializers.items()):
+        if not value.uses():
+            del graph.initializers[name]

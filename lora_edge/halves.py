@@ -1,0 +1,70 @@
+"""A graph in two files, as `export.halves` cut it: what stays the same from step to step is computed once and held."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from lora_edge.arrays import Array
+from lora_edge.feeds import check_names, check_rows
+from lora_edge.graph import Graph, GraphInput
+from lora_edge.ports import has_lanes
+from lora_edge.slots import SCALES
+
+
+class Halves:
+    """Both halves, as one graph (a `Graph`).
+
+    What is held belongs to the last feeds: weights with the update of their adapters, one for each row of
+    `lora.scales`, and the prompt's keys and values. The next run with another adapter, multiplier or prompt makes it
+    anew.
+
+    Args:
+        once: computes what is held; its outputs are inputs of the other half.
+        step: the rest.
+    """
+
+    def __init__(self, once: Graph, step: Graph) -> None:
+        self._once, self._step = once, step
+        plain = {**step.inputs, **once.inputs}
+        self._inputs = {name: port for name, port in plain.items() if name not in once.outputs}
+        self._optional = {**once.optional, **step.optional}
+        self._of_once = {**once.inputs, **once.optional}.keys()
+        self._of_step = {**step.inputs, **step.optional}.keys()
+        self._seen: dict[str, Array] | None = None
+        self._held: dict[str, Array] = {}
+
+    @property
+    def inputs(self) -> Mapping[str, GraphInput]:
+        return self._inputs
+
+    @property
+    def optional(self) -> Mapping[str, GraphInput]:
+        return self._optional
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return self._step.outputs
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """See `Graph.run`. Adapter inputs are known by identity, as long as every run is fed the same arrays."""
+        check_names("graph", feeds, self._inputs, self._optional)
+        check_rows([feeds[name] for name in self._inputs], feeds.get(SCALES))
+        given = {name: array for name, array in feeds.items() if name in self._of_once}
+        if not self._has_seen(given):
+            self._seen = None
+            self._held = self._once.run(given)
+            self._seen = {name: array.copy() if name in self._inputs else array for name, array in given.items()}
+        return self._step.run({**{name: feeds[name] for name in feeds if name in self._of_step}, **self._held})
+
+    def _has_seen(self, given: Mapping[str, Array]) -> bool:
+        """Whether what is held was made of these.
+
+        Plain inputs may have been refilled in place; a slider that rests gives its numbers in a new array every time.
+        """
+        seen = self._seen
+        if seen is None or seen.keys() != given.keys():
+            return False
+        return all(
+            seen[name] is array or (not has_lanes(name) and np.array_equal(seen[name], array))
+            for name, array in given.items()
+        )

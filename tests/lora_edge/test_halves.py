@@ -1,0 +1,141 @@
+"""Graphs in two halves: what is held is made anew when what it was made of changes, and not otherwise."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from lora_edge.arrays import Array
+from lora_edge.bundle import Bundle
+from lora_edge.errors import GraphFailed
+from lora_edge.graph import GraphInput
+from lora_edge.halves import Halves
+from lora_edge.runtime.session import Session
+from lora_edge.scope import SCOPES
+from lora_edge.slots import HELD, SCALES
+
+FLOAT = np.dtype(np.float32)
+DOWN = "lora.a.down"
+
+
+class Once:
+    """Holds the sum of the prompt, the factors and the scales, and counts how often."""
+
+    inputs: Mapping[str, GraphInput] = {"prompt": GraphInput(("rows", 2), FLOAT)}
+    optional: Mapping[str, GraphInput] = {DOWN: GraphInput((2, "r"), FLOAT), SCALES: GraphInput(("rows", "r"), FLOAT)}
+    outputs = (f"{HELD}sum",)
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        self.runs += 1
+        if any(np.isnan(array).any() for array in feeds.values()):
+            raise GraphFailed("no number")
+        return {f"{HELD}sum": np.array([sum(float(array.sum()) for array in feeds.values())])}
+
+
+class Step:
+    """Adds the latents to it."""
+
+    inputs: Mapping[str, GraphInput] = {
+        "sample": GraphInput(("rows", 2), FLOAT),
+        f"{HELD}sum": GraphInput((1,), FLOAT),
+    }
+    optional: Mapping[str, GraphInput] = {}
+    outputs = ("out",)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        assert feeds.keys() == self.inputs.keys()
+        return {"out": feeds["sample"] + feeds[f"{HELD}sum"]}
+
+
+def feeds(**more: Array) -> dict[str, Array]:
+    return {"sample": np.zeros((1, 2), np.float32), "prompt": np.ones((1, 2), np.float32), **more}
+
+
+def test_what_changes_is_seen_and_what_rests_is_held() -> None:
+    once = Once()
+    graph = Halves(once, Step())
+    assert (set(graph.inputs), set(graph.optional), graph.outputs) == ({"sample", "prompt"}, {DOWN, SCALES}, ("out",))
+
+    def run(given: dict[str, Array]) -> tuple[float, int]:
+        return float(graph.run(given)["out"][0, 0]), once.runs
+
+    given = feeds()
+    assert run(given) == (2, 1)
+    given["sample"][:] = 5
+    assert run(given) == (7, 1)
+    assert run(feeds()) == (2, 1), "another array of the same numbers"
+    given["prompt"][:] = 2
+    assert run(given) == (9, 2), "refilled in place"
+    factor, scales = np.ones((2, 1), np.float32), np.ones((1, 1), np.float32)
+    assert run(feeds(**{DOWN: factor, SCALES: scales})) == (5, 3)
+    assert run(feeds(**{DOWN: factor, SCALES: scales.copy()})) == (5, 3), "a slider that rests"
+    assert run(feeds(**{DOWN: factor, SCALES: 2 * scales})) == (6, 4)
+    assert run(feeds(**{DOWN: factor.copy(), SCALES: 2 * scales})) == (6, 5), "factors are known by identity"
+    assert run(feeds()) == (2, 6), "what is fed no more"
+
+
+def test_a_failed_run_holds_nothing() -> None:
+    once = Once()
+    graph = Halves(once, Step())
+    graph.run(feeds())
+    for _ in range(2):
+        with pytest.raises(GraphFailed, match="no number"):
+            graph.run(feeds(**{SCALES: np.full((1, 1), np.nan, np.float32)}))
+    assert graph.run(feeds())["out"][0, 0] == 2
+    assert once.runs == 4
+
+
+def test_refusals() -> None:
+    graph = Halves(Once(), Step())
+    with pytest.raises(GraphFailed, match="has no input strange"):
+        graph.run(feeds(strange=np.zeros(1)))
+    with pytest.raises(GraphFailed, match="has no input held.sum"):
+        graph.run(feeds(**{f"{HELD}sum": np.zeros(1)}))
+    with pytest.raises(GraphFailed, match="needs prompt"):
+        graph.run({"sample": np.zeros((1, 2), np.float32)})
+    with pytest.raises(GraphFailed, match="1, 3 rows; they must agree"):
+        graph.run(feeds(prompt=np.ones((3, 2), np.float32)))
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_halves_of_a_bundle(tiny_bundle: Path, backend: str, scope: str) -> None:
+    """What depends on the prompt and on adapters alone is in the once half: keys, values, and changed weights."""
+    unet = Bundle.open(tiny_bundle).component("unet")
+    once, step = (
+        onnxruntime.InferenceSession(path, _silent(), providers=["CPUExecutionProvider"])
+        for path in unet.halves[backend][scope]
+    )
+    held = {port.name for port in once.get_outputs()}
+    taken = {port.name for port in step.get_inputs() if port.name.startswith(HELD)}
+    assert held == taken
+    assert not {port.name for port in once.get_inputs()} & {"sample", "timestep"}
+    for layer in ("attn2.to_k", "attn2.to_v"):
+        prompted = {slot.name for slot in unet.table if slot.name.endswith(layer)}
+        assert prompted <= {name.removeprefix(HELD) for name in held}
+
+
+def test_results_are_those_of_the_whole_graph(tiny_bundle: Path) -> None:
+    unet = Bundle.open(tiny_bundle).component("unet")
+    random = np.random.default_rng(0)
+    given = {
+        "sample": random.standard_normal((2, 4, 16, 16), np.float32),
+        "timestep": np.array([300], np.float32),
+        "encoder_hidden_states": random.standard_normal((2, 77, 64), np.float32),
+    }
+    for scope, path in unet.graphs["onnxruntime"].items():
+        halves = Halves(*(Session(half, threads=1) for half in unet.halves["onnxruntime"][scope]))
+        whole = Session(path, threads=1).run(given)["out_sample"]
+        for _ in range(2):
+            assert np.allclose(halves.run(given)["out_sample"], whole, rtol=0, atol=1e-5), scope
+
+
+def _silent() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return options
