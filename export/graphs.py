@@ -14,7 +14,7 @@ from lora_edge.export.recipes import Recipe
 from lora_edge.export.slotted import Form
 from lora_edge.export.smaller import Shrunk
 from lora_edge.export.variants import VARIANTS, Variant
-from lora_edge.graph import Graph, OpenGraph
+from lora_edge.graph import Graph, Half, OpenGraph
 from lora_edge.halves import Halves
 from lora_edge.neutral import Filled
 from lora_edge.scope import ALL, SCOPES, Scope
@@ -39,9 +39,6 @@ def graphs(
 ) -> dict[str, ir.Model]:
     """By file name; the first one takes the whole contract.
 
-    Those for other programs, with optional inputs, are whole. Where something stays from run to run, our own runtime
-    has halves.
-
     Args:
         model: the traced component, which stays as it is.
         recipe: of the component.
@@ -51,12 +48,14 @@ def graphs(
     """
     made: dict[str, ir.Model] = {}
     for variant in wanted:
-        if _is_whole(variant, recipe):
-            made[variant.file] = dressed(model, tables[variant.runs_on, "whole"], variant, shrunk)
-        if recipe.varying:
-            placed = dressed(model, tables[variant.runs_on, "halves"], variant, shrunk)
-            made |= zip(variant.halves, divide(placed, recipe.varying), strict=True)
+        for form in variant.forms_of(recipe):
+            whole = dressed(model, tables[variant.runs_on, form], variant, shrunk)
+            made |= {variant.file: whole} if form == "whole" else _halves(variant, whole, recipe)
     return made
+
+
+def _halves(variant: Variant, whole: ir.Model, recipe: Recipe) -> dict[str, ir.Model]:
+    return dict(zip(variant.halves, divide(whole, recipe.varying), strict=True))
 
 
 def dressed(model: ir.Model, table: SlotTable, variant: Variant, shrunk: Shrunk | None = None) -> ir.Model:
@@ -75,16 +74,15 @@ def listed(recipe: Recipe, wanted: Sequence[Variant], table: SlotTable) -> dict[
     A graph without slots is for every backend.
     """
     folder = recipe.component
-    whole: dict[str, dict[str, object]] = {}
-    halves: dict[str, dict[str, object]] = {}
+    made: dict[Form, dict[str, dict[str, object]]] = {"whole": {}, "halves": {}}
     for variant in reversed(wanted):
-        if _is_whole(variant, recipe):
-            whole.setdefault(variant.runs_on, {})[variant.scope.name] = f"{folder}/{variant.file}"
-        if recipe.varying:
-            once, step = (f"{folder}/{file}" for file in variant.halves)
-            halves.setdefault(variant.runs_on, {})[variant.scope.name] = {"once": once, "step": step}
+        once, step = (f"{folder}/{file}" for file in variant.halves)
+        files: dict[Form, object] = {"whole": f"{folder}/{variant.file}", "halves": {"once": once, "step": step}}
+        for form in variant.forms_of(recipe):
+            made[form].setdefault(variant.runs_on, {})[variant.scope.name] = files[form]
+    whole = made["whole"]
     alike = [] if table.slots else [variant.runs_on for variant in VARIANTS]
-    return {"graphs": dict.fromkeys(alike, whole[wanted[0].runs_on]) | whole, "halves": halves}
+    return {"graphs": dict.fromkeys(alike, whole[wanted[0].runs_on]) | whole, "halves": made["halves"]}
 
 
 def openings(component: Component, open_graph: OpenGraph) -> Iterator[Opening]:
@@ -105,13 +103,9 @@ def openings(component: Component, open_graph: OpenGraph) -> Iterator[Opening]:
             yield Opening("openvino", ALL, partial(filled, component.graphs["openvino"][ALL.name]))
 
 
-def _is_whole(variant: Variant, recipe: Recipe) -> bool:
-    return variant.optional or not recipe.varying
-
-
 def _joined(open_graph: OpenGraph, halves: tuple[Path, Path]) -> Graph:
     return Halves(*map(open_graph, halves))
 
 
-def _filled(component: Component, open_graph: OpenGraph, path: Path) -> Graph:
+def _filled(component: Component, open_graph: OpenGraph, path: Path) -> Half:
     return Filled(open_graph(path), component.table, component.norms())

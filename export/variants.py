@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from lora_edge.export.patterns import lowrank, openvino, whole
 from lora_edge.export.patterns.pattern import Pattern
 from lora_edge.export.patterns.plain import plain
+from lora_edge.export.recipes import Recipe
+from lora_edge.export.slotted import Form
 from lora_edge.scope import ALL, LINEAR, LOWRANK, NONE, Scope
 from lora_edge.slots import Placement, Slot, SlotTable
 
@@ -22,6 +24,7 @@ class Variant:
         scope: what updates it takes.
         file: its name in the component's folder.
         pattern: slot -> how the layer is written.
+        forms: as what it is written where something stays from run to run; whole where nothing does.
         optional: whether adapter inputs have defaults; OpenVINO reads plain inputs alone.
     """
 
@@ -29,7 +32,12 @@ class Variant:
     scope: Scope
     file: str
     pattern: Chooser
+    forms: tuple[Form, ...] = ("whole",)
     optional: bool = True
+
+    def forms_of(self, recipe: Recipe) -> tuple[Form, ...]:
+        """As what it is written for a component."""
+        return self.forms if recipe.varying else ("whole",)
 
     @property
     def halves(self) -> tuple[str, str]:
@@ -58,18 +66,18 @@ def _chooser(patterns: Patterns, scope: Scope) -> Chooser:
     return lambda slot: patterns[slot.kernel is not None, slot.placement] if scope.leaves(slot) else plain
 
 
-def _variant(runs_on: str, scope: Scope, file: str) -> Variant:
+def _variant(runs_on: str, scope: Scope, file: str, *forms: Form) -> Variant:
     patterns = (WHOLE_OF if scope is ALL else LOWRANK_OF)[runs_on]
-    return Variant(runs_on, scope, file, _chooser(patterns, scope), optional=runs_on == "onnxruntime")
+    return Variant(runs_on, scope, file, _chooser(patterns, scope), forms, runs_on == "onnxruntime")
 
 
-VARIANTS = (  # the first one writes the weights, the others lie over them
-    _variant("onnxruntime", ALL, "model.onnx"),
-    _variant("onnxruntime", LOWRANK, "model_lowrank.onnx"),
-    _variant("onnxruntime", LINEAR, "model_linear.onnx"),
-    _variant("openvino", ALL, "openvino_all.onnx"),
-    _variant("openvino", LOWRANK, "openvino_lowrank.onnx"),
-    _variant("openvino", LINEAR, "openvino_linear.onnx"),
+VARIANTS = (  # the first one writes the weights, the others lie over them; what the contract names is whole
+    _variant("onnxruntime", ALL, "model.onnx", "whole"),
+    _variant("onnxruntime", LOWRANK, "model_lowrank.onnx", "halves"),
+    _variant("onnxruntime", LINEAR, "model_linear.onnx", "whole", "halves"),
+    _variant("openvino", ALL, "openvino_all.onnx", "halves"),
+    _variant("openvino", LOWRANK, "openvino_lowrank.onnx", "halves"),
+    _variant("openvino", LINEAR, "openvino_linear.onnx", "halves"),
 )
 WITHOUT = Variant("onnxruntime", NONE, "model_plain.onnx", lambda slot: plain)
 """The limit that benchmarks compare with; not part of bundles."""

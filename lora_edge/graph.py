@@ -48,7 +48,14 @@ class Graph(Protocol):
         """
 
 
-OpenGraph = Callable[[Path], Graph]
+class Half(Graph, Protocol):
+    """A graph out of one file, which may be one of two halves."""
+
+    def forget(self) -> None:
+        """Keep no hold of the arrays of the last run."""
+
+
+OpenGraph = Callable[[Path], Half]
 """An ONNX file -> the graph in it."""
 
 OpenProgram = Callable[[Path, Mapping[str, Any], SlotTable], Graph]

@@ -63,7 +63,7 @@ def check_precision(precision: str | None) -> str:
 
 
 class OpenVinoGraph:
-    """A graph file with plain inputs, compiled once (the `Graph` of this backend).
+    """A graph file with plain inputs, compiled once (the `Half` of this backend).
 
     Adapter inputs have defaults all the same: what is not fed holds what changes nothing. Inputs and outputs are
     float32 in every precision. Weights are read from pages of the bundle's own file.
@@ -103,6 +103,11 @@ class OpenVinoGraph:
         self._inputs = {name: port for name, port in ports.items() if name not in self._defaults}
         self._optional = {name: ports[name] for name in self._defaults}
         self._plain = [name for name in self._inputs if not name.startswith(HELD)]
+        self._nothing = {  # in place of what a half is given to hold
+            name: np.zeros([0 if isinstance(axis, str) else axis for axis in port.shape], port.dtype)
+            for name, port in self._inputs.items()
+            if name.startswith(HELD)
+        }
         self._table, self._vocabulary = table, vocabulary
         self._reset()
 
@@ -154,6 +159,10 @@ class OpenVinoGraph:
             self._recover()
             raise GraphFailed("OpenVINO could not run the graph: shapes of inputs do not agree with one another")
         return results
+
+    def forget(self) -> None:
+        """See `Half.forget`."""
+        self._reset()
 
     def _compile(self) -> None:
         try:
@@ -217,7 +226,7 @@ class OpenVinoGraph:
         """Give every adapter input its default."""
         self._bound: dict[str, Array] = {}
         self._held: dict[str, Array] = {}  # where the request reads: OpenVINO keeps no hold of it
-        for name, array in self._defaults.items():
+        for name, array in {**self._defaults, **self._nothing}.items():
             self._bind(name, array)
         self._bound.clear()
 

@@ -70,7 +70,7 @@ def check_arena(arena: str) -> Arena:
 
 
 class Session:
-    """One graph file, opened once (the `Graph` of this backend)."""
+    """One graph file, opened once (the `Half` of this backend)."""
 
     def __init__(
         self,
@@ -142,6 +142,10 @@ class Session:
             self._unbind()
             raise GraphFailed(f"onnxruntime refused the inputs: {first_line(error)}") from error
         return dict(zip(self._outputs, results, strict=True))
+
+    def forget(self) -> None:
+        """See `Half.forget`."""
+        self._unbind()
 
     def _results(self) -> Sequence[Array]:
         """The outputs where onnxruntime left them, or copies of what lies on another device."""
