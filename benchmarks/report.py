@@ -115,8 +115,10 @@ def sentence(found: Found, model: str, best: str) -> str:
     if swap is None or step is None or "ratio" not in step:
         return ""
     percent = (step["ratio"]["median"] - 1) * 100
+    later = max(0.0, swap.get("later", {}).get("median", 0.0))
     return (
-        f"**{tables.seconds(swap['median'])} to change the style, {percent:.1f} % a step** ({MODELS[model].title}, "
+        f"**{tables.seconds(swap['median'])} to change the style, {tables.seconds(later)} more in the first step after "
+        f"it, {percent:.1f} % a step** ({MODELS[model].title}, "
         f"{step['latents']}x{step['latents']} latents, one adapter of rank 16, {CONTESTANTS[best].title}; a step is "
         f"compared with the same graph without LoRA inputs). Measured on {step['machine']}.\n"
     )

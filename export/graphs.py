@@ -14,7 +14,7 @@ from lora_edge.export.recipes import Recipe
 from lora_edge.export.slotted import Form
 from lora_edge.export.smaller import Shrunk
 from lora_edge.export.variants import VARIANTS, Variant
-from lora_edge.graph import Graph, Half, OpenGraph
+from lora_edge.graph import Graph, OpenGraph
 from lora_edge.halves import Halves
 from lora_edge.neutral import Filled
 from lora_edge.scope import ALL, SCOPES, Scope
@@ -107,5 +107,5 @@ def _joined(open_graph: OpenGraph, halves: tuple[Path, Path]) -> Graph:
     return Halves(*map(open_graph, halves))
 
 
-def _filled(component: Component, open_graph: OpenGraph, path: Path) -> Half:
+def _filled(component: Component, open_graph: OpenGraph, path: Path) -> Graph:
     return Filled(open_graph(path), component.table, component.norms())

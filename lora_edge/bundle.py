@@ -4,15 +4,15 @@
       lora_edge.json            this manifest
       model_index.json          as diffusers writes it
       unet/model.onnx           graph; model.onnx.data its weights; config.json; norms.safetensors;
-                                model_linear.onnx, model_lowrank.onnx, openvino_*.onnx and, when asked for, model.pt2,
-                                over the same weights
+                                model_linear.onnx, the halves *_once.onnx and *_step.onnx and, when asked for,
+                                model.pt2, over the same weights
       text_encoder/  vae_decoder/  vae_encoder/
       tokenizer/  scheduler/scheduler_config.json
 
 The manifest is JSON: `format` and `abi` versions, `family`, `prediction_type`, `reference`, `components` (graph file,
-graphs by backend and scope, slots in lane order, norms, facts, places of the slots' weights, verification), `files`
-(size and sha256 of every other file) and a `fingerprint`, which packs name. Rules of change: entries are added, never
-given another meaning; a reader refuses a `format` or an `abi` that it does not list.
+graphs and halves by backend and scope, slots in lane order, norms, facts, places of the slots' weights, verification),
+`files` (size and sha256 of every other file) and a `fingerprint`, which packs name. Rules of change: entries are added,
+never given another meaning; a reader refuses a `format` or an `abi` that it does not list.
 """
 
 import hashlib

@@ -41,21 +41,15 @@ class Graph(Protocol):
             feeds: every required input, and any of the adapter inputs.
 
         Returns:
-            Every output by name.
+            Every output by name. They are the caller's, but for what a half holds for another (`slots.HELD`): the next
+            run writes over it.
 
         Raises:
             GraphFailed: the graph refuses the feeds.
         """
 
 
-class Half(Graph, Protocol):
-    """A graph out of one file, which may be one of two halves."""
-
-    def forget(self) -> None:
-        """Keep no hold of the arrays of the last run."""
-
-
-OpenGraph = Callable[[Path], Half]
+OpenGraph = Callable[[Path], Graph]
 """An ONNX file -> the graph in it."""
 
 OpenProgram = Callable[[Path, Mapping[str, Any], SlotTable], Graph]

@@ -6,7 +6,7 @@ import numpy as np
 
 from lora_edge.arrays import Array
 from lora_edge.feeds import check_names, check_rows
-from lora_edge.graph import GraphInput, Half
+from lora_edge.graph import Graph, GraphInput
 from lora_edge.ports import has_lanes
 from lora_edge.slots import SCALES
 
@@ -23,7 +23,7 @@ class Halves:
         step: the rest.
     """
 
-    def __init__(self, once: Half, step: Half) -> None:
+    def __init__(self, once: Graph, step: Graph) -> None:
         self._once, self._step = once, step
         plain = {**step.inputs, **once.inputs}
         self._inputs = {name: port for name, port in plain.items() if name not in once.outputs}
@@ -51,8 +51,7 @@ class Halves:
         check_rows([feeds[name] for name in self._inputs], feeds.get(SCALES))
         given = {name: array for name, array in feeds.items() if name in self._of_once}
         if not self._has_seen(given):
-            self._seen, self._held = None, {}
-            self._step.forget()  # before there is another: it is as large as a tenth of the weights
+            self._seen = None  # a run that fails half way has written over some of what is held
             self._held = self._once.run(given)
             self._seen = {name: array.copy() if name in self._inputs else array for name, array in given.items()}
         return self._step.run({**{name: feeds[name] for name in feeds if name in self._of_step}, **self._held})

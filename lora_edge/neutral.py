@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lora_edge.arrays import Array
-from lora_edge.graph import GraphInput, Half
+from lora_edge.graph import Graph, GraphInput
 from lora_edge.slots import RANKS, SCALES, TOKENS, Slot, SlotTable
 
 
@@ -38,7 +38,7 @@ def defaults(table: SlotTable, norms: Mapping[str, Array], shapes: Mapping[str, 
 
 
 class Filled:
-    """A graph whose adapter inputs are plain inputs, with their defaults (a `Half`).
+    """A graph whose adapter inputs are plain inputs, with their defaults (a `Graph`).
 
     Args:
         graph: all of whose inputs must be given.
@@ -46,7 +46,7 @@ class Filled:
         norms: as `defaults` takes them.
     """
 
-    def __init__(self, graph: Half, table: SlotTable, norms: Mapping[str, Array]) -> None:
+    def __init__(self, graph: Graph, table: SlotTable, norms: Mapping[str, Array]) -> None:
         self._graph = graph
         self._defaults = defaults(table, norms, {name: port.shape for name, port in graph.inputs.items()})
 
@@ -64,7 +64,3 @@ class Filled:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         return self._graph.run({**self._defaults, **feeds})
-
-    def forget(self) -> None:
-        """See `Half.forget`."""
-        self._graph.forget()

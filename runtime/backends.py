@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_edge.bundle import Bundle, Component
 from lora_edge.errors import BackendUnavailable, ComponentMissing, RequestError, first_line
-from lora_edge.graph import Graph, Half, OpenGraph
+from lora_edge.graph import Graph, OpenGraph
 from lora_edge.halves import Halves
 from lora_edge.runtime.auto import Machine, best
 from lora_edge.runtime.coreml.graph import OpenPackage, PackagedGraph, Runner
@@ -151,7 +151,7 @@ def _openvino(bundle: Bundle, wishes: Wishes) -> Backend:
     def open_graph(component: Component, scope: Scope) -> Graph:
         norms, ids = component.norms(), component.config.get("vocab_size")
 
-        def open_file(path: Path) -> Half:
+        def open_file(path: Path) -> Graph:
             return openvino.OpenVinoGraph(path, component.table, norms, precision, wishes.threads, ids)
 
         return _opened(component, "openvino", scope, open_file)

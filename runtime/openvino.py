@@ -103,11 +103,6 @@ class OpenVinoGraph:
         self._inputs = {name: port for name, port in ports.items() if name not in self._defaults}
         self._optional = {name: ports[name] for name in self._defaults}
         self._plain = [name for name in self._inputs if not name.startswith(HELD)]
-        self._nothing = {  # in place of what a half is given to hold
-            name: np.zeros([0 if isinstance(axis, str) else axis for axis in port.shape], port.dtype)
-            for name, port in self._inputs.items()
-            if name.startswith(HELD)
-        }
         self._table, self._vocabulary = table, vocabulary
         self._reset()
 
@@ -135,13 +130,13 @@ class OpenVinoGraph:
         check_rows([feeds[name] for name in self._plain], feeds.get(SCALES))
         self._check_shapes({name: feeds[name].shape for name in self._plain})
         changed = [name for name, array in feeds.items() if self._bound.get(name) is not array]
-        over = self._bound.keys() - feeds.keys()
-        if over or not self._inputs.keys() >= {*changed}:  # what is bound already was checked then
+        gone = self._bound.keys() - feeds.keys()
+        if gone or not self._inputs.keys() >= {*changed}:  # what is bound already was checked then
             check_lanes(self._table, {**self._defaults, **feeds})
         try:
             for name in {*changed, *self._plain}:  # plain inputs may be refilled in place
                 self._bind(name, feeds[name])
-            for name in over:  # what is fed no more has its default again
+            for name in gone:  # what is fed no more has its default again
                 self._bind(name, self._defaults[name])
                 del self._bound[name]
             made = {name: self._blank(name) for name in self._outputs}
@@ -153,16 +148,12 @@ class OpenVinoGraph:
         except Exception as error:
             self._recover()
             raise GraphFailed(f"OpenVINO could not run the graph: {_last_line(error)}") from error
-        results = {name: np.asarray(tensor.data) for name, tensor in made.items()}
+        results = {name: self._result(name, tensor) for name, tensor in made.items()}
         if not all(array.size or name.startswith(HELD) for name, array in results.items()):
             # with one thread, it gives up without a word
             self._recover()
             raise GraphFailed("OpenVINO could not run the graph: shapes of inputs do not agree with one another")
         return results
-
-    def forget(self) -> None:
-        """See `Half.forget`."""
-        self._reset()
 
     def _compile(self) -> None:
         try:
@@ -171,6 +162,8 @@ class OpenVinoGraph:
         except Exception as error:
             raise BundleDamaged(f"OpenVINO cannot open {self._path}: {_last_line(error)}") from error
         self._request = self._compiled.create_infer_request()
+        self._kept: dict[str, Any] = {}  # tensors of what is held
+        self._results: dict[str, Array] = {}  # the arrays over them
 
     def _in_held_precision(self, model: Any) -> Any:
         """Halves hand over what one holds for the other as they compute it: rounding it twice would change nothing."""
@@ -199,12 +192,29 @@ class OpenVinoGraph:
         self._fitting.add(key)
 
     def _blank(self, name: str) -> Any:
-        """Where the next run writes an output: memory of its own, which becomes the caller's."""
+        """Where the next run writes an output: memory of its own, which becomes the caller's.
+
+        What a half holds for another goes where it was: asking for new pages would take longer than to fill them.
+        """
+        if name in self._kept:
+            return self._kept[name]
         port = self._compiled.output(name)
         shape = [0 if axis.is_dynamic else axis.get_length() for axis in port.get_partial_shape()]
         made = openvino.Tensor(port.get_element_type(), openvino.Shape(shape))
         self._request.set_tensor(name, made)
+        if name.startswith(HELD):
+            self._kept[name] = made
         return made
+
+    def _result(self, name: str, tensor: Any) -> Array:
+        """What was written; of what is held the same array, as long as it lies where it did, and is bound there."""
+        array = np.asarray(tensor.data)
+        last = self._results.get(name)
+        if last is not None and (last.ctypes.data, last.shape) == (array.ctypes.data, array.shape):
+            return last
+        if name in self._kept:
+            self._results[name] = array
+        return array
 
     def _check_ids(self, feeds: Mapping[str, Array]) -> None:
         if TOKENS not in self._defaults or self._vocabulary is None:
@@ -226,7 +236,7 @@ class OpenVinoGraph:
         """Give every adapter input its default."""
         self._bound: dict[str, Array] = {}
         self._held: dict[str, Array] = {}  # where the request reads: OpenVINO keeps no hold of it
-        for name, array in {**self._defaults, **self._nothing}.items():
+        for name, array in self._defaults.items():
             self._bind(name, array)
         self._bound.clear()
 

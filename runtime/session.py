@@ -13,7 +13,7 @@ from lora_edge.errors import BackendUnavailable, BundleDamaged, GraphFailed, Req
 from lora_edge.graph import GraphInput
 from lora_edge.ports import has_lanes
 from lora_edge.runtime.shelf import Shelf
-from lora_edge.slots import HELD
+from lora_edge.slots import HELD, SCALES
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -33,6 +33,7 @@ reserved afterwards, of it: 5.9, 7.4 and 3.5 GB. Processor time of a step of the
 ARENAS: tuple[Arena, ...] = get_args(Arena)
 
 VALUES = 256 << 20  # bytes of adapters' arrays that stay ready to be bound, as long as their ids are theirs
+ON_CPU = ["CPUExecutionProvider"]
 AS_REQUESTED = 1  # how an arena grows; by default it doubles
 
 
@@ -112,6 +113,8 @@ class Session:
         self._optional = _described(self._session.get_overridable_initializers())
         self._plain = {name for name in self._inputs if not name.startswith(HELD)}
         self._outputs = tuple(port.name for port in self._session.get_outputs())
+        self._holds = all(name.startswith(HELD) for name in self._outputs) and self.providers == ON_CPU
+        self._kept: tuple[tuple[tuple[int, ...], ...], Sequence[Array]] = (), ()
         self._values: Shelf[tuple[Array, Any]] = Shelf(VALUES, lambda held: held[0].nbytes)
         self._unbind()
 
@@ -136,16 +139,15 @@ class Session:
         """See `Graph.run`. Adapter inputs stay bound, by identity, for as long as every run is fed the same arrays."""
         try:
             self._bind(feeds)
+            kept = self._bind_outputs(feeds)
             self._session.run_with_iobinding(self._binding)
-            results = self._results()
+            results = kept or self._results()
         except Exception as error:
             self._unbind()
             raise GraphFailed(f"onnxruntime refused the inputs: {first_line(error)}") from error
+        if self._holds:
+            self._kept = self._shapes(feeds), results
         return dict(zip(self._outputs, results, strict=True))
-
-    def forget(self) -> None:
-        """See `Half.forget`."""
-        self._unbind()
 
     def _results(self) -> Sequence[Array]:
         """The outputs where onnxruntime left them, or copies of what lies on another device."""
@@ -162,8 +164,25 @@ class Session:
             if name in self._plain or self._bound.get(name) is not array:  # plain inputs may be refilled in place
                 self._binding.bind_ortvalue_input(name, self._value(name, array))
                 self._bound[name] = array
-        for name in self._outputs:  # anew, or onnxruntime would write over those of the last run
+
+    def _bind_outputs(self, feeds: Mapping[str, Array]) -> Sequence[Array]:
+        """Where results go: new memory, or where those of the last run lie, which are then returned.
+
+        The latter is for what a half holds for another: asking for new pages would take longer than to fill them.
+        """
+        shapes, kept = self._kept
+        if kept and shapes == self._shapes(feeds):
+            for name, array in zip(self._outputs, kept, strict=True):
+                self._binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+            return kept
+        self._kept = (), ()
+        for name in self._outputs:
             self._binding.bind_output(name)
+        return ()
+
+    def _shapes(self, feeds: Mapping[str, Array]) -> tuple[tuple[int, ...], ...]:
+        """What the shapes of held results follow from: rows and tokens."""
+        return (feeds[SCALES].shape[:1] if SCALES in feeds else (), *(feeds[name].shape for name in self._plain))
 
     def _value(self, name: str, array: Array) -> Any:
         """An array as onnxruntime takes it, without a copy; those of resident adapters are kept."""

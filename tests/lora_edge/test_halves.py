@@ -1,7 +1,6 @@
 """Graphs in two halves: what is held is made anew when what it was made of changes, and not otherwise."""
 
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,9 @@ from lora_edge.bundle import Bundle
 from lora_edge.errors import GraphFailed
 from lora_edge.graph import GraphInput
 from lora_edge.halves import Halves
+from lora_edge.runtime.backends import Wishes, choose
 from lora_edge.runtime.session import Session
-from lora_edge.scope import SCOPES
+from lora_edge.scope import LINEAR, SCOPES
 from lora_edge.slots import HELD, SCALES
 
 FLOAT = np.dtype(np.float32)
@@ -30,17 +30,12 @@ class Once:
 
     def __init__(self) -> None:
         self.runs = 0
-        self.before: Callable[[], object] = lambda: None
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         self.runs += 1
-        self.before()
         if any(np.isnan(array).any() for array in feeds.values()):
             raise GraphFailed("no number")
         return {f"{HELD}sum": np.array([sum(float(array.sum()) for array in feeds.values())])}
-
-    def forget(self) -> None:
-        raise AssertionError("it holds nothing")
 
 
 class Step:
@@ -53,16 +48,9 @@ class Step:
     optional: Mapping[str, GraphInput] = {}
     outputs = ("out",)
 
-    def __init__(self) -> None:
-        self.fed: Mapping[str, Array] = {}
-
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         assert feeds.keys() == self.inputs.keys()
-        self.fed = feeds
         return {"out": feeds["sample"] + feeds[f"{HELD}sum"]}
-
-    def forget(self) -> None:
-        self.fed = {}
 
 
 def feeds(**more: Array) -> dict[str, Array]:
@@ -70,9 +58,8 @@ def feeds(**more: Array) -> dict[str, Array]:
 
 
 def test_what_changes_is_seen_and_what_rests_is_held() -> None:
-    once, step = Once(), Step()
-    gone: list[bool] = []
-    graph = Halves(once, step)
+    once = Once()
+    graph = Halves(once, Step())
     assert (set(graph.inputs), set(graph.optional), graph.outputs) == ({"sample", "prompt"}, {DOWN, SCALES}, ("out",))
 
     def run(given: dict[str, Array]) -> tuple[float, int]:
@@ -80,15 +67,11 @@ def test_what_changes_is_seen_and_what_rests_is_held() -> None:
 
     given = feeds()
     assert run(given) == (2, 1)
-    held = weakref.ref(step.fed[f"{HELD}sum"])
     given["sample"][:] = 5
     assert run(given) == (7, 1)
     assert run(feeds()) == (2, 1), "another array of the same numbers"
     given["prompt"][:] = 2
-    once.before = lambda: gone.append(held() is None)
     assert run(given) == (9, 2), "refilled in place"
-    assert gone == [True], "two at a time would take twice the memory"
-    once.before = lambda: None
     factor, scales = np.ones((2, 1), np.float32), np.ones((1, 1), np.float32)
     assert run(feeds(**{DOWN: factor, SCALES: scales})) == (5, 3)
     assert run(feeds(**{DOWN: factor, SCALES: scales.copy()})) == (5, 3), "a slider that rests"
@@ -153,6 +136,36 @@ def test_results_are_those_of_the_whole_graph(tiny_bundle: Path) -> None:
         halves = Halves(*(Session(half, threads=1) for half in files))
         for _ in range(2):
             assert np.allclose(halves.run(given)["out_sample"], whole, rtol=0, atol=1e-5), scope
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_what_is_held_is_written_where_it_was(tiny_bundle: Path, backend: str) -> None:
+    """By adapters of other ranks too; results that are the caller's own are not written over."""
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    bundle = Bundle.open(tiny_bundle)
+    unet, random = bundle.component("unet"), np.random.default_rng(0)
+    graph = choose(backend, bundle, Wishes(precision="fp32", threads=1, slots="linear")).open_graph(unet, LINEAR)
+    alone = Session(unet.graph, threads=1)
+    slot = next(slot for slot in unet.table if slot.name.endswith("attn1.to_q"))
+    assert isinstance(graph, Halves)
+    seen, made, kept = set(), [], []
+    for rows, rank in ((2, 4), (2, 16), (2, 0), (1, 4), (2, 4)):
+        given = {
+            "sample": random.standard_normal((rows, 4, 16, 16), np.float32),
+            "timestep": np.array([300], np.float32),
+            "encoder_hidden_states": random.standard_normal((rows, 77, 64), np.float32),
+            "lora.ranks": np.array([rank * (one == slot) for one in unet.table]),
+            "lora.scales": np.ones((1, rank), np.float32),
+            slot.port("down"): random.standard_normal((slot.patch, rank), np.float32),
+            slot.port("up"): random.standard_normal((rank, slot.out_features), np.float32),
+        }
+        made.append(graph.run(given)["out_sample"])
+        kept.append(made[-1].copy())
+        assert np.allclose(made[-1], alone.run(given)["out_sample"], rtol=0, atol=2e-5 * np.abs(made[-1]).max())
+        seen.add(graph._held[f"{HELD}{slot.name}"].ctypes.data if rows == 2 and len(made) <= 3 else 0)
+    assert len(seen - {0}) == 1
+    assert all(np.array_equal(one, copy) for one, copy in zip(made, kept, strict=True))
 
 
 def _silent() -> onnxruntime.SessionOptions:
