@@ -1,6 +1,6 @@
 """The onnxruntime backend: the only file that imports onnxruntime."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -13,7 +13,7 @@ from lora_edge.errors import BackendUnavailable, BundleDamaged, GraphFailed, Req
 from lora_edge.graph import GraphInput
 from lora_edge.ports import has_lanes
 from lora_edge.runtime.shelf import Shelf
-from lora_edge.slots import HELD, SCALES
+from lora_edge.slots import HELD, RANKS, SCALES
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -114,7 +114,7 @@ class Session:
         self._plain = {name for name in self._inputs if not name.startswith(HELD)}
         self._outputs = tuple(port.name for port in self._session.get_outputs())
         self._holds = all(name.startswith(HELD) for name in self._outputs) and self.providers == ON_CPU
-        self._kept: tuple[tuple[tuple[int, ...], ...], Sequence[Array]] = (), ()
+        self._kept: tuple[Hashable, Sequence[Array]] = None, ()
         self._values: Shelf[tuple[Array, Any]] = Shelf(VALUES, lambda held: held[0].nbytes)
         self._unbind()
 
@@ -175,14 +175,17 @@ class Session:
             for name, array in zip(self._outputs, kept, strict=True):
                 self._binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
             return kept
-        self._kept = (), ()
+        self._kept = None, ()
         for name in self._outputs:
             self._binding.bind_output(name)
         return ()
 
-    def _shapes(self, feeds: Mapping[str, Array]) -> tuple[tuple[int, ...], ...]:
-        """What the shapes of held results follow from: rows and tokens."""
-        return (feeds[SCALES].shape[:1] if SCALES in feeds else (), *(feeds[name].shape for name in self._plain))
+    def _shapes(self, feeds: Mapping[str, Array]) -> Hashable:
+        """What the shapes of held results follow from: rows, tokens, and which slots have lanes, as others have one row
+        of them whatever the scales have."""
+        rows = len(feeds[SCALES]) if SCALES in feeds else 1
+        touched = (feeds[RANKS] > 0).tobytes() if rows > 1 and RANKS in feeds else b""
+        return rows, touched, *(feeds[name].shape for name in self._plain)
 
     def _value(self, name: str, array: Array) -> Any:
         """An array as onnxruntime takes it, without a copy; those of resident adapters are kept."""
