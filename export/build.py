@@ -59,6 +59,7 @@ def build(
     target: str | Path,
     open_graph: OpenGraph,
     *,
+    open_others: OpenGraph | None = None,
     overwrite: bool = False,
     listener: Listener | None = None,
     coreml: Mapping[str, Any] | None = None,
@@ -71,6 +72,7 @@ def build(
         source: a folder in diffusers layout.
         target: the bundle to write; it appears when it is whole and verified, or not at all.
         open_graph: opens an ONNX file for the verification.
+        open_others: opens those that are verified beside the first one of a component, if otherwise.
         overwrite: replace a bundle that is already there.
         listener: hears of the progress.
         coreml: settings of `export.coreml.options.Options`; None for a bundle without Core ML packages.
@@ -99,7 +101,9 @@ def build(
         packages = coreml_folder.stages(checkpoint) if options else 0
         listener.begin(len(checkpoint.parts) * len(STAGES) + packages + 1)
         components = {
-            part.recipe.component: _export(part, partial, open_graph, open_program, listener, smaller)
+            part.recipe.component: _export(
+                part, partial, (open_graph, open_others or open_graph), open_program, listener, smaller
+            )
             for part in checkpoint.parts
         }
         _copy_settings(checkpoint, partial)
@@ -127,7 +131,7 @@ def _check_target(final: Path, overwrite: bool) -> None:
 def _export(
     part: Part,
     partial: Path,
-    open_graph: OpenGraph,
+    openers: tuple[OpenGraph, OpenGraph],
     open_program: OpenProgram | None,
     listener: Listener,
     smaller: Smaller,
@@ -176,7 +180,7 @@ def _export(
     reference = Reference(recipe, module, table, example)
     del module
     written = read_component(partial, recipe.component, entry)
-    opened = [*openings(written, open_graph)]
+    opened = [*openings(written, *openers)]
     if open_program and program:
         opened.append(Opening("torch", ALL, functools.partial(open_program, written.graph, program, table)))
 

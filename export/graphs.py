@@ -85,18 +85,21 @@ def listed(recipe: Recipe, wanted: Sequence[Variant], table: SlotTable) -> dict[
     return {"graphs": dict.fromkeys(alike, whole[wanted[0].runs_on]) | whole, "halves": made["halves"]}
 
 
-def openings(component: Component, open_graph: OpenGraph) -> Iterator[Opening]:
+def openings(component: Component, open_graph: OpenGraph, open_others: OpenGraph) -> Iterator[Opening]:
     """What is verified: every graph for onnxruntime, and of those for OpenVINO the one that takes most.
 
-    They are opened by whatever is at hand, and those for OpenVINO have no defaults in them.
+    Args:
+        component: what was written.
+        open_graph: opens the graph that takes the whole contract.
+        open_others: opens the others; those for OpenVINO have no defaults in them.
     """
     ours, theirs = (component.halves.get(backend, {}) for backend in ("onnxruntime", "openvino"))
     for name, path in component.graphs["onnxruntime"].items():
-        yield Opening(name, SCOPES[name], partial(open_graph, path))
+        yield Opening(name, SCOPES[name], partial(open_graph if path == component.graph else open_others, path))
     for name, halves in ours.items():
-        yield Opening(f"{name}, in halves", SCOPES[name], partial(_joined, open_graph, halves))
+        yield Opening(f"{name}, in halves", SCOPES[name], partial(_joined, open_others, halves))
     if component.table.slots:
-        filled = partial(_filled, component, open_graph)
+        filled = partial(_filled, component, open_others)
         if ALL.name in theirs:
             yield Opening("openvino", ALL, partial(_joined, filled, theirs[ALL.name]))
         elif "openvino" in component.graphs:

@@ -53,6 +53,7 @@ def export(
         source,
         target,
         partial(Session, arena="none"),  # verified once, in as little memory as it takes
+        open_others=partial(Session, arena="none", packed=False),
         overwrite=overwrite,
         listener=listener,
         coreml=coreml,
