@@ -63,7 +63,7 @@ def check_precision(precision: str | None) -> str:
 
 
 class OpenVinoGraph:
-    """A graph file with plain inputs, compiled once (the `Half` of this backend).
+    """A graph file with plain inputs, compiled once (the `Graph` of this backend).
 
     Adapter inputs have defaults all the same: what is not fed holds what changes nothing. Inputs and outputs are
     float32 in every precision. Weights are read from pages of the bundle's own file.

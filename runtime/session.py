@@ -71,7 +71,7 @@ def check_arena(arena: str) -> Arena:
 
 
 class Session:
-    """One graph file, opened once (the `Half` of this backend)."""
+    """One graph file, opened once (the `Graph` of this backend)."""
 
     def __init__(
         self,
