@@ -161,10 +161,9 @@ def _export(
     stage(3)
     folder = partial / recipe.component
     weights = _write_component(part, module, table, models, folder, shrunk.weights if shrunk else {})
-    told = listed(recipe, wanted, table)
     entry = {
         "graph": f"{folder.name}/{wanted[0].file}",
-        **told,
+        **listed(recipe, wanted, table),
         "slots": [slot.to_json() for slot in table],
         "norms": dict(table.norms),
         "facts": dict(table.facts),

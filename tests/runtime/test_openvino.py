@@ -187,6 +187,15 @@ def test_bfloat16_is_close(bundle: Bundle, graphs: dict[str, Graph]) -> None:
     graph = opened(bundle, LOWRANK, precision)
     feeds = plain() | lanes(bundle.component("unet").table, LOWRANK, 4)
     got, expected = graph.run(feeds)["out_sample"], graphs["lowrank"].run(feeds)["out_sample"]
+    unet = bundle.component("unet")
+    computed_in = {
+        wanted: {
+            OpenVinoGraph(half, unet.table, unet.norms(), wanted, threads=1).precision
+            for half in unet.halves["openvino"]["lowrank"]
+        }
+        for wanted in ("fp32", precision)
+    }
+    assert computed_in == {"fp32": {"f32"}, "bf16": {"bf16"}}
     assert got.dtype == np.float32
     assert 0 < relative(got, expected) <= 5e-2
 
