@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contestants import CONTESTANTS
-from benchmarks.found import Found, Line
+from benchmarks.found import Found, Line, delay
 
 MODEL = "sd15"
 SIDES = (32, 64)
@@ -100,7 +100,7 @@ def _swaps(found: Found) -> Iterator[Answer]:
             yield Answer(title, where, limit, line["median"] * 1e3 if line else None, "ms")
         for kind in (OWN, BORROWED):
             name, fastest = _fastest(found, question, theirs, kind)
-            over = _delay(line) / fastest if line and fastest else None
+            over = delay(line) / fastest if line and fastest else None
             yield Answer(f"{title} and what it puts off, over the fastest peer's ({kind})", name, 1 / 20, over)
 
 
@@ -113,14 +113,8 @@ def _fastest(found: Found, question: str, case: str, kind: str) -> tuple[str, fl
         if CONTESTANTS[name].borrows == (kind == BORROWED)
     ]  # fmt: skip
     lines = {name: line for name in names if (line := found.one(**wanted, contestant=name))}
-    fastest = min(lines, key=lambda name: _delay(lines[name]), default=None)
-    return (CONTESTANTS[fastest].title, _delay(lines[fastest])) if fastest else ("any peer", None)
-
-
-def _delay(line: Line) -> float:
-    """Seconds of a change, with what the first step after it takes longer, wherever the program does the work."""
-    put_off = 0.0 if line.get("lazy") else line.get("later", {}).get("median", 0.0)
-    return float(line["median"] + max(0.0, put_off))
+    fastest = min(lines, key=lambda name: delay(lines[name]), default=None)
+    return (CONTESTANTS[fastest].title, delay(lines[fastest])) if fastest else ("any peer", None)
 
 
 def _memory(found: Found) -> Iterator[Answer]:

@@ -50,3 +50,14 @@ class Found:
                 if "against" in line:
                     return str(line["against"].split(":")[0])
         return None
+
+
+def delay(line: Line) -> float:
+    """Seconds of a change, with what the first step after it takes longer, wherever the program does the work."""
+    return float(line["median"]) + put_off(line)
+
+
+def put_off(line: Line) -> float:
+    """Seconds by which the first step after a change takes longer, where the change itself does not count them."""
+    later = 0.0 if line.get("lazy") else line.get("later", {}).get("median", 0.0)
+    return max(0.0, float(later))

@@ -10,7 +10,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 from benchmarks.contestants import CONTESTANTS
-from benchmarks.found import Found, Line
+from benchmarks.found import Found, Line, delay, put_off
 from benchmarks.models import MODELS
 
 COLOURS = {"ours": "tab:blue", "other": "tab:blue", "wider": "tab:cyan", "limit": "tab:gray", "peer": "tab:orange"}
@@ -63,12 +63,15 @@ def beside_peers(found: Found, model: str, axes: Axes) -> bool:
 
 
 def swap(found: Found, model: str, axes: Axes) -> bool:
-    """Seconds of a swap to a resident adapter, and from a file where a program has no other way; logarithmic."""
+    """Seconds of a swap to a resident adapter, and from a file where a program has no other way, with what each puts
+    off to the next step; logarithmic."""
     lines = []
     for name in found.contestants("ours", "other", "peer", question="swap", model=model):
         wanted = {"question": "swap", "model": model, "contestant": name}
         line = found.one(**wanted, case="resident") or found.one(**wanted, case="file")
-        lines += [line] if line else []
+        if line:
+            low, high = (quartile + put_off(line) for quartile in line["quartiles"])
+            lines.append({**line, "median": delay(line), "quartiles": [low, high]})
     axes.set_xscale("log")
     return _horizontal(axes, sorted(lines, key=lambda line: line["median"]), _title(found, "swap", model))
 
@@ -97,7 +100,7 @@ def batches(found: Found, model: str, axes: Axes) -> bool:
 TITLES = {
     "growth": "What a step costs more with more adapters",
     "beside_peers": "A step with one adapter of rank 16",
-    "swap": "To change to a resident adapter (or one from a file)",
+    "swap": "To change to a resident adapter, and what that puts off",
     "batches": "An adapter for each image",
 }
 

@@ -83,10 +83,10 @@ def changes(found: Found, model: str, skip: Sequence[str] = ()) -> str:
         told = seconds(max(0.0, line["later"]["median"])) if line and "later" in line else NOTHING
         change = found.one(question="multiplier", model=model, contestant=name, case="multiplier")
         moved = f"{change['moved'] / 1e3:.1f} kB" if change and change.get("moved") else NOTHING
-        later = [told, moved] if not skip else []
+        later = [told, *([moved] if not skip else [])]
         cells = (_change(found, model, question, name, case) for question, case, _ in shown)
         rows.append([CONTESTANTS[name].title, *cells, *later])
-    return table(["", *(heading for _, _, heading in shown), *(["later", "moved"] if not skip else [])], rows)
+    return table(["", *(heading for _, _, heading in shown), *["later", *(["moved"] if not skip else [])]], rows)
 
 
 def _change(found: Found, model: str, question: str, name: str, case: str) -> str:
