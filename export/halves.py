@@ -11,7 +11,7 @@ from onnx_ir.passes import common
 
 from lora_edge.slots import HELD
 
-WORK = frozenset(("Add", "Conv", "MatMul", "MatMulNBits", "Mul"))
+WORK = frozenset(("Add", "Conv", "MatMul", "MatMulNBits", "Mul", "Transpose"))
 """Operators whose results are worth holding. What is only cut, reshaped or read from the weights costs nothing to make
 again, and would take memory."""
 
@@ -70,12 +70,16 @@ def _count_rows_of_what_stays(model: ir.Model, varying: Collection[str]) -> None
 def _held(model: ir.Model, varying: Collection[str]) -> list[str]:
     """Names of what is worth holding, and is used where something varies."""
     moving = {value for value in model.graph.inputs if value.name in varying}
+    given = {*model.graph.inputs} - moving  # what is made of none of them is a constant
     worked: set[ir.Value] = set()
     for node in model.graph:
-        if not moving.isdisjoint(value for value in node.inputs if value is not None):
+        inputs = {value for value in node.inputs if value is not None}
+        if not moving.isdisjoint(inputs):
             moving.update(node.outputs)
-        elif node.op_type in WORK or not worked.isdisjoint(value for value in node.inputs if value is not None):
-            worked.update(node.outputs)
+        elif not given.isdisjoint(inputs):
+            given.update(node.outputs)
+            if node.op_type in WORK or not worked.isdisjoint(inputs):
+                worked.update(node.outputs)
     used = (value for node in model.graph if node.outputs[0] in moving for value in node.inputs)
     return [value.name or "" for value in dict.fromkeys(used) if value in worked]
 

@@ -105,6 +105,7 @@ class Session:
         if not packed:
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # threads of the next graph need the cores
         options.enable_mem_pattern = False  # ranks make shapes vary: a plan kept per shape would grow without end
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=check_providers(providers))
@@ -187,11 +188,9 @@ class Session:
         return ()
 
     def _shapes(self, feeds: Mapping[str, Array]) -> Hashable:
-        """What the shapes of held results follow from: rows, tokens, and which slots have lanes, as others have one row
-        of them whatever the scales have."""
-        rows = len(feeds[SCALES]) if SCALES in feeds else 1
-        touched = (feeds[RANKS] > 0).tobytes() if rows > 1 and RANKS in feeds else b""
-        return rows, touched, *(feeds[name].shape for name in self._plain)
+        """What the shapes of held results follow from."""
+        ranks = feeds[RANKS].tobytes() if RANKS in feeds else b""
+        return ranks, *(feeds[name].shape for name in (SCALES, *self._plain) if name in feeds)
 
     def _value(self, name: str, array: Array) -> Any:
         """An array as onnxruntime takes it, without a copy; those of resident adapters are kept."""

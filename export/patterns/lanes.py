@@ -20,18 +20,16 @@ class Lanes:
     Attributes:
         scale: [rows or 1, r] float32.
         scale_rows: [rows or 1, 1, r], for activations [rows, positions, r].
-        scale_maps: [rows or 1, r, 1, 1], for maps [rows, r, height, width].
         held: [1] bool, whether there are lanes.
         rows: [3] int64, the shape [rows, positions, r], or without lanes [1, 1, 0].
         maps: [3] int64, the shape [rows, r, height * width], or without lanes [1, 0, 1].
-        weights: [3] int64, the shape [rows of scales, in, r], or without lanes [1, 1, 0].
+        weights: [3] int64, the shape [rows of scales, in or out, r], or without lanes [1, 1, 0].
         sets: [1] int64, how many rows of scales there are; the same for all slots.
         batch: [1] int64, rows of the batch; the same for all slots.
     """
 
     scale: ir.Value
     scale_rows: ir.Value
-    scale_maps: ir.Value
     held: ir.Value
     rows: ir.Value
     maps: ir.Value
@@ -73,7 +71,6 @@ def lanes(
     columns = {
         "scale": cut(scales, 1, ranks),
         "scale_rows": cut(tape.op("Unsqueeze", [scales, constant(1)]), 2, ranks),
-        "scale_maps": cut(tape.op("Unsqueeze", [scales, constant(2, 3)]), 1, ranks),
         "held": lines(held),
         "rows": lines(first, others, each),
         "maps": lines(first, each, others),

@@ -42,18 +42,37 @@ def product(site: Site, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
 
 
 def of_maps(site: Site) -> ir.Value:
-    """up^T @ (Conv(x, down) * scale): [rows, out, positions], or [1, out, 1] without lanes.
+    """(up * scale)^T @ Conv(x, down): [rows, out, positions], or [1, 1, 1] without lanes.
 
     The second Conv of a LoCon is 1x1, so it is a product; onnxruntime does not write the output of a Conv that has no
     input channels, nor any but the first of several products that have nothing to sum.
     """
+    op, inputs, lanes = site.tape.op, site.inputs, site.lanes
+    up = op("Mul", [op("Transpose", [inputs["up"]], {"perm": [1, 0]}), lanes.scale_rows])
+    up = op("Reshape", [up, lanes.weights], EMPTY)
+    return op("MatMul", [up, op("Reshape", [_lanes_of_maps(site), lanes.maps], EMPTY)])
+
+
+def _lanes_of_maps(site: Site) -> ir.Value:
+    """Conv(x, down): [rows, r, height, width].
+
+    Where every position has a result of its own, it is the same as a transposed Conv with its taps in reverse, which
+    onnxruntime computes as one product of all taps with the maps as they lie; a Conv whose weight is no constant has
+    the neighbours of every position written out first, for a few lanes.
+    """
     op, slot, constant = site.tape.op, site.layer.slot, site.constant
+    attributes = dict(site.layer.last.attributes)
     kh, kw = slot.kernel or (1, 1)
-    down, up = (op("Transpose", [site.inputs[leaf]], {"perm": [1, 0]}) for leaf in ("down", "up"))
-    down = op("Reshape", [down, constant(0, slot.in_features, kh, kw)])  # a 0 keeps the rank, also rank 0
-    made = op("Conv", [site.layer.x, down], dict(site.layer.last.attributes))
-    made = op("Mul", [made, site.lanes.scale_maps])  # before, as scales have rows where there are no lanes too
-    return op("MatMul", [up, op("Reshape", [made, site.lanes.maps], EMPTY)])
+    if kh * kw == 1 or {*attributes["strides"].as_ints(), *attributes["dilations"].as_ints()} != {1}:
+        down = op("Transpose", [site.inputs["down"]], {"perm": [1, 0]})
+        down = op("Reshape", [down, constant(0, slot.in_features, kh, kw)])  # a 0 keeps the rank, also rank 0
+        return op("Conv", [site.layer.x, down], attributes)
+    taps = op("Reshape", [site.inputs["down"], constant(slot.in_features, kh * kw, -1)])
+    taps = op("Gather", [taps, constant(*reversed(range(kh * kw)))], {"axis": 1})
+    taps = op("Transpose", [taps], {"perm": [0, 2, 1]})
+    pads = [kernel - 1 - pad for kernel, pad in zip((kh, kw) * 2, attributes["pads"].as_ints(), strict=True)]
+    taps = op("Reshape", [taps, constant(0, 0, kh, kw)])
+    return op("ConvTranspose", [site.layer.x, taps], attributes | {"pads": ir.AttrInt64s("pads", pads)})
 
 
 def onto_maps(site: Site, base: ir.Value, update: ir.Value) -> ir.Value:
