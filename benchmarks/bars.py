@@ -1,7 +1,7 @@
 """What the results are held to: each bar a limit, where to look, and whether it is met."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,12 +99,20 @@ def _swaps(found: Found) -> Iterator[Answer]:
         else:
             yield Answer(title, where, limit, line["median"] * 1e3 if line else None, "ms")
         for kind in (OWN, BORROWED):
-            name, fastest = _fastest(found, question, theirs, kind)
-            over = delay(line) / fastest if line and fastest else None
-            yield Answer(f"{title} and what it puts off, over the fastest peer's ({kind})", name, 1 / 20, over)
+            for what, seconds in (("", _call), (" and what it puts off", delay)):
+                name, fastest = _fastest(found, question, theirs, kind, seconds)
+                over = seconds(line) / fastest if line and fastest else None
+                yield Answer(f"{title}{what}, over the fastest peer's ({kind})", name, 1 / 20, over)
 
 
-def _fastest(found: Found, question: str, case: str, kind: str) -> tuple[str, float | None]:
+def _call(line: Line) -> float:
+    """Seconds of the change alone; of programs that make it in the next step, with that."""
+    return float(line["median"])
+
+
+def _fastest(
+    found: Found, question: str, case: str, kind: str, seconds: Callable[[Line], float]
+) -> tuple[str, float | None]:
     """Title and seconds of the fastest peer."""
     wanted: dict[str, Any] = {"question": question, "model": MODEL, "case": case}
     names = [
@@ -113,8 +121,8 @@ def _fastest(found: Found, question: str, case: str, kind: str) -> tuple[str, fl
         if CONTESTANTS[name].borrows == (kind == BORROWED)
     ]  # fmt: skip
     lines = {name: line for name in names if (line := found.one(**wanted, contestant=name))}
-    fastest = min(lines, key=lambda name: delay(lines[name]), default=None)
-    return (CONTESTANTS[fastest].title, delay(lines[fastest])) if fastest else ("any peer", None)
+    fastest = min(lines, key=lambda name: seconds(lines[name]), default=None)
+    return (CONTESTANTS[fastest].title, seconds(lines[fastest])) if fastest else ("any peer", None)
 
 
 def _memory(found: Found) -> Iterator[Answer]:

@@ -4,6 +4,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
+from weakref import ref
 
 import numpy as np
 import onnxruntime
@@ -11,8 +12,6 @@ import onnxruntime
 from lora_edge.arrays import Array, over
 from lora_edge.errors import BackendUnavailable, BundleDamaged, GraphFailed, RequestError, first_line
 from lora_edge.graph import GraphInput
-from lora_edge.ports import has_lanes
-from lora_edge.runtime.shelf import Shelf
 from lora_edge.slots import HELD, RANKS, SCALES
 
 _DTYPES = {
@@ -32,7 +31,6 @@ reserved afterwards, of it: 5.9, 7.4 and 3.5 GB. Processor time of a step of the
 
 ARENAS: tuple[Arena, ...] = get_args(Arena)
 
-VALUES = 256 << 20  # bytes of adapters' arrays that stay ready to be bound, as long as their ids are theirs
 ON_CPU = ["CPUExecutionProvider"]
 AS_REQUESTED = 1  # how an arena grows; by default it doubles
 
@@ -122,7 +120,6 @@ class Session:
         self._outputs = tuple(port.name for port in self._session.get_outputs())
         self._holds = all(name.startswith(HELD) for name in self._outputs) and self.providers == ON_CPU
         self._kept: tuple[Hashable, Sequence[Array]] = None, ()
-        self._values: Shelf[tuple[Array, Any]] = Shelf(VALUES, lambda held: held[0].nbytes)
         self._unbind()
 
     @property
@@ -164,13 +161,17 @@ class Session:
         return [over(value.numpy(), value) for value in values]
 
     def _bind(self, feeds: Mapping[str, Array]) -> None:
-        """Hand over what has changed since the last run; nothing is copied, the arrays are used where they lie."""
+        """Hand over what has changed since the last run; nothing is copied, the arrays are used where they lie.
+
+        Between runs they are not held: the caller may let an adapter go, or what a half held, before it makes another.
+        """
         if self._bound.keys() - feeds.keys():  # what is fed no more has its default again
             self._unbind()
         for name, array in feeds.items():
-            if name in self._plain or self._bound.get(name) is not array:  # plain inputs may be refilled in place
-                self._binding.bind_ortvalue_input(name, self._value(name, array))
-                self._bound[name] = array
+            bound = self._bound.get(name)
+            if name in self._plain or not bound or bound() is not array:  # plain inputs may be refilled in place
+                self._binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+                self._bound[name] = ref(array)
 
     def _bind_outputs(self, feeds: Mapping[str, Array]) -> Sequence[Array]:
         """Where results go: new memory, or where those of the last run lie, which are then returned.
@@ -192,16 +193,9 @@ class Session:
         ranks = feeds[RANKS].tobytes() if RANKS in feeds else b""
         return ranks, *(feeds[name].shape for name in (SCALES, *self._plain) if name in feeds)
 
-    def _value(self, name: str, array: Array) -> Any:
-        """An array as onnxruntime takes it, without a copy; those of resident adapters are kept."""
-        if not has_lanes(name):
-            return onnxruntime.OrtValue.ortvalue_from_numpy(array)
-        made = self._values.take(id(array), lambda: (array, onnxruntime.OrtValue.ortvalue_from_numpy(array)))
-        return made[1]
-
     def _unbind(self) -> None:
         self._binding = self._session.io_binding()
-        self._bound: dict[str, Array] = {}
+        self._bound: dict[str, ref[Array]] = {}
 
 
 @cache
