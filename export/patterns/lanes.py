@@ -12,6 +12,8 @@ from onnx_ir.tape import Tape
 
 from lora_edge.export.constants import Constants
 
+FAR = 1 << 31
+
 
 @dataclass(frozen=True)
 class Lanes:
@@ -21,6 +23,7 @@ class Lanes:
         scale: [rows or 1, r] float32.
         scale_rows: [rows or 1, 1, r], for activations [rows, positions, r].
         held: [1] bool, whether there are lanes.
+        end: [1] int64, beyond any map, or without lanes 0.
         rows: [3] int64, the shape [rows, positions, r], or without lanes [1, 1, 0].
         maps: [3] int64, the shape [rows, r, height * width], or without lanes [1, 0, 1].
         weights: [3] int64, the shape [rows of scales, in or out, r], or without lanes [1, 1, 0].
@@ -31,6 +34,7 @@ class Lanes:
     scale: ir.Value
     scale_rows: ir.Value
     held: ir.Value
+    end: ir.Value
     rows: ir.Value
     maps: ir.Value
     weights: ir.Value
@@ -68,10 +72,12 @@ def lanes(
     held = tape.op("Greater", [each, constant(0)])
     one = constant(1)
     first, others, own = (tape.op("Where", [held, some, one]) for some in (batch, constant(-1), sets))
+    end = tape.op("Where", [held, constant(FAR), constant(0)])
     columns = {
         "scale": cut(scales, 1, ranks),
         "scale_rows": cut(tape.op("Unsqueeze", [scales, constant(1)]), 2, ranks),
         "held": lines(held),
+        "end": lines(end),
         "rows": lines(first, others, each),
         "maps": lines(first, each, others),
         "weights": lines(own, others, each),

@@ -13,8 +13,6 @@ from lora_edge.export.patterns.pattern import Site
 from lora_edge.export.patterns.plain import plain
 from lora_edge.export.patterns.updates import EMPTY, along_activations, biases, gained_maps
 
-FAR = 1 << 31  # beyond any map
-
 
 def linear(site: Site) -> ir.Value:
     """y = x @ W + bias + update."""
@@ -37,8 +35,7 @@ def whole_conv(site: Site) -> ir.Value:
 def _of_maps(site: Site, base: ir.Value) -> ir.Value:
     """up^T @ Conv(x, down * scale): as the layer's result, or, without lanes, [1, out, 1, 1]."""
     op, constant, lanes = site.tape.op, site.constant, site.lanes
-    end = op("Where", [lanes.held, constant(FAR), constant(0)])
-    seen = op("Slice", [site.layer.x, constant(0), end, constant(2)])  # [rows, in, height or 0, width]
+    seen = op("Slice", [site.layer.x, constant(0), lanes.end, constant(2)])  # [rows, in, height or 0, width]
     made = _joined(site, op("MatMul", [_taps(site), op("Reshape", [seen, constant(0, 0, -1)])]))
     up = op("Transpose", [site.inputs["up"]], {"perm": [1, 0]})
     made = op("MatMul", [up, op("Reshape", [made, lanes.maps], EMPTY)])

@@ -5,7 +5,7 @@ import mmap
 import numpy as np
 import pytest
 
-from lora_edge.room import NEEDED, room
+from lora_edge.room import POPULATED, room
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (5,), (1000, 3)])
@@ -17,7 +17,7 @@ def test_it_is_an_array_like_any_other(shape: tuple[int, ...]) -> None:
 
 
 def test_where_the_system_has_no_way_to_ask_for_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in NEEDED:
+    for name in POPULATED:
         monkeypatch.delattr(mmap, name, raising=False)
     assert room(4).shape == (4,)
 
