@@ -57,7 +57,7 @@ def write_adapter(spec: Spec, bundle: Bundle, folder: Path) -> Files:
     Returns:
         Form -> path: `file` (kohya's names, fp16), `pack` (fp16), `pack32` (fp32), `onnx_adapter`.
     """
-    folder = folder / spec.name
+    folder = folder / bundle.fingerprint[:12] / spec.name  # packs are for one bundle
     files: dict[str, Path] = {
         "file": folder / f"{spec.name}.safetensors",
         "pack": folder / f"{spec.name}.pack.safetensors",

@@ -13,8 +13,9 @@ import numpy as np
 from benchmarks.adapter_files import Files, Spec, write_adapter
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.contestants.base import Cannot
+from benchmarks.harness import Failed
 from benchmarks.models import Model, Places
-from benchmarks.workers import Failed, Worker, groups
+from benchmarks.workers import Worker, groups
 from lora_edge.arrays import FloatArray
 from lora_edge.bundle import Bundle
 
@@ -128,6 +129,8 @@ class Bench:
         self._make_room(names, model)
         made: dict[str, Player | str] = {}
         for name in names:
+            if (held := self._pool.get((model.name, name))) and held.worker.ended:
+                self._close((model.name, name))
             try:
                 if (model.name, name) not in self._pool:
                     worker, settings = self.start(name, model)

@@ -6,9 +6,9 @@ from typing import Any
 
 from benchmarks.bench import Bench
 from benchmarks.contestants.base import Cannot
-from benchmarks.harness import Line, in_turns, unable
+from benchmarks.harness import Failed, Line, in_turns, unable
 from benchmarks.models import Model
-from benchmarks.workers import Failed, Worker
+from benchmarks.workers import Worker
 
 Once = Callable[[Worker, dict[str, Any]], float]
 
@@ -42,7 +42,8 @@ def measure_once(
             able[name] = partial(_run, bench, model, name, once, told)
         except (Cannot, Failed) as reason:
             yield unable(question, model.name, name, title, str(reason))
-    later = in_turns(able, rounds - cold, f"{question}, {model.name}, {title}", warm=0)
+    later, lost = in_turns(able, rounds - cold, f"{question}, {model.name}, {title}", warm=0)
+    yield from (unable(question, model.name, name, title, why) for name, why in lost.items())
     made = {name: first[name] + values for name, values in later.items()}
     for name, values in made.items():
         beside = made.get(reference.get(name, ""), ())

@@ -23,7 +23,13 @@ RESAMPLES = 2000  # of the bootstrap
 Turn = Callable[[], float]
 
 
-def in_turns(turns: Mapping[Any, Turn], rounds: int, title: str = "", warm: int = 1) -> dict[Any, list[float]]:
+class Failed(Exception):
+    """A contestant could not do what others can; the message says what it said."""
+
+
+def in_turns(
+    turns: Mapping[Any, Turn], rounds: int, title: str = "", warm: int = 1
+) -> tuple[dict[Any, list[float]], dict[Any, str]]:
     """Let everybody take turns.
 
     Args:
@@ -33,19 +39,27 @@ def in_turns(turns: Mapping[Any, Turn], rounds: int, title: str = "", warm: int 
         warm: rounds before them that do not count.
 
     Returns:
-        Whoever -> one number per round, in the order of rounds.
+        Whoever -> one number per round, in the order of rounds; and those who `Failed` on the way -> why.
     """
     names = list(turns)
     made: dict[Any, list[float]] = {name: [] for name in names}
+    lost: dict[Any, str] = {}
     with tqdm(total=(warm + rounds) * len(names), desc=title, mininterval=5, leave=False) as bar:
         for index in range(-warm, rounds):
             for place in range(len(names)):
                 name = names[(place + index) % len(names)]
-                value = turns[name]()
+                bar.update()
+                if name in lost:
+                    continue
+                try:
+                    value = turns[name]()
+                except Failed as reason:
+                    lost[name] = str(reason)
+                    del made[name]
+                    continue
                 if index >= 0:
                     made[name].append(value)
-                bar.update()
-    return made
+    return made, lost
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

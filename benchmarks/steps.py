@@ -12,9 +12,8 @@ from typing import Any
 
 from benchmarks.bench import Bench, Chosen, Player
 from benchmarks.contestants.base import Cannot
-from benchmarks.harness import Line, in_turns, unable
+from benchmarks.harness import Failed, Line, in_turns, unable
 from benchmarks.models import Model
-from benchmarks.workers import Failed
 
 SLOW = 1.0  # seconds of a step from which fewer rounds do
 
@@ -77,7 +76,9 @@ def compare(
             elif case not in seen:
                 yield unable(question, model.name, case.contestant, case.title, why) | {"latents": latents}
         rounds = bench.rounds if slowest < SLOW else max(3, slowly or bench.rounds // 2)
-        made = in_turns(turns, rounds, f"{question}, {model.name}, {latents}x{latents}", warm=0)
+        made, lost = in_turns(turns, rounds, f"{question}, {model.name}, {latents}x{latents}", warm=0)
+        for case, why in lost.items():
+            yield unable(question, model.name, case.contestant, case.title, why) | {"latents": latents}
         for case, values in made.items():
             if case in seen:  # a reference, measured again for the next group
                 continue

@@ -14,9 +14,8 @@ from typing import Any
 from benchmarks.bench import Bench, Player
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.contestants.base import Cannot
-from benchmarks.harness import Line, in_turns, spread, unable
+from benchmarks.harness import Failed, Line, in_turns, spread, unable
 from benchmarks.models import Model
-from benchmarks.workers import Failed
 
 LATENTS, ROWS = 8, 1
 
@@ -79,7 +78,10 @@ def measure_changes(
                 turns[name, title] = tried
             elif name not in seen:
                 yield unable(question, model.name, name, title, tried)
-        made = in_turns({key: turn.take for key, turn in turns.items()}, bench.rounds, f"{question}, {model.name}")
+        made, lost = in_turns(
+            {key: turn.take for key, turn in turns.items()}, bench.rounds, f"{question}, {model.name}"
+        )
+        yield from (unable(question, model.name, name, title, why) for (name, title), why in lost.items())
         for (name, title), values in made.items():
             if name in seen:
                 continue

@@ -14,12 +14,9 @@ from typing import Any
 
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.contestants.base import Cannot
+from benchmarks.harness import Failed
 from benchmarks.models import ROOT, Model
 from benchmarks.peers import python_of
-
-
-class Failed(Exception):
-    """A worker could not do what others can; the message says what it said."""
 
 
 class Worker:
@@ -49,6 +46,10 @@ class Worker:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
         """One request, one answer.

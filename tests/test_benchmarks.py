@@ -21,7 +21,7 @@ from benchmarks.found import Found
 from benchmarks.models import MODELS, ROOT
 from benchmarks.peers import ENVIRONMENTS
 from benchmarks.questions import QUESTIONS
-from benchmarks.workers import Failed, Worker, groups
+from benchmarks.workers import Worker, groups
 from lora_edge.bundle import Bundle
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -35,9 +35,22 @@ def test_everybody_takes_a_turn_in_every_round_and_the_order_rotates() -> None:
         taken.append(name)
         return float(next(clock))
 
-    made = harness.in_turns({name: lambda name=name: turn(name) for name in "abc"}, rounds=3, warm=1)
+    made, _ = harness.in_turns({name: lambda name=name: turn(name) for name in "abc"}, rounds=3, warm=1)
     assert ["".join(taken[start : start + 3]) for start in range(0, 12, 3)] == ["cab", "abc", "bca", "cab"]
     assert made == {"a": [3.0, 8.0, 10.0], "b": [4.0, 6.0, 11.0], "c": [5.0, 7.0, 9.0]}
+
+
+def test_who_fails_on_the_way_is_told_and_the_others_go_on() -> None:
+    left = iter([1.0, 2.0])
+
+    def dies() -> float:
+        try:
+            return next(left)
+        except StopIteration:
+            raise harness.Failed("its process ended") from None
+
+    made, lost = harness.in_turns({"a": dies, "b": lambda: 5.0}, rounds=3, warm=1)
+    assert made == {"b": [5.0, 5.0, 5.0]} and lost == {"a": "its process ended"}
 
 
 def test_spread_is_median_and_quartiles() -> None:
@@ -139,7 +152,7 @@ def test_a_worker_computes_what_the_engine_does_and_stands_still_between(tiny_bu
         worker.ask("output", latents=8, rows=2, path=str(tmp_path / "out.npy"))
         if sys.platform == "linux":
             assert _comes_to_rest(worker.pid)
-        with pytest.raises(Failed, match="KeyError"):
+        with pytest.raises(harness.Failed, match="KeyError"):
             worker.ask("unload", key="never loaded")
     finally:
         worker.close()

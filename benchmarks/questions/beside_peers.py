@@ -16,9 +16,9 @@ import numpy as np
 from benchmarks.bench import DECLARED, Bench, Player, output
 from benchmarks.contestants import CONTESTANTS, named
 from benchmarks.contestants.base import Cannot
+from benchmarks.harness import Failed
 from benchmarks.models import Model
 from benchmarks.steps import Case, compare, turn
-from benchmarks.workers import Failed
 from lora_edge.arrays import FloatArray
 
 TITLE = "1 of rank 16"
