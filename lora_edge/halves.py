@@ -1,7 +1,6 @@
 """A graph in two files, as `export.halves` cut it: what stays the same from step to step is computed once and held."""
 
 from collections.abc import Mapping
-from weakref import ref
 
 import numpy as np
 
@@ -31,7 +30,7 @@ class Halves:
         self._optional = {**once.optional, **step.optional}
         self._of_once = {**once.inputs, **once.optional}.keys()
         self._of_step = {**step.inputs, **step.optional}.keys()
-        self._seen: dict[str, Array | ref[Array]] | None = None
+        self._seen: dict[str, Array] | None = None
         self._held: dict[str, Array] = {}
 
     @property
@@ -53,29 +52,19 @@ class Halves:
         given = {name: array for name, array in feeds.items() if name in self._of_once}
         if not self._has_seen(given):
             self._seen = None  # a run that fails half way has written over some of what is held
-            self._held = {}  # room for what comes in its place
             self._held = self._once.run(given)
-            self._seen = {name: self._noted(name, array) for name, array in given.items()}
+            self._seen = {name: array.copy() if name in self._inputs else array for name, array in given.items()}
         return self._step.run({**{name: feeds[name] for name in feeds if name in self._of_step}, **self._held})
 
-    def _noted(self, name: str, array: Array) -> Array | ref[Array]:
-        """What to know an input again by. Factors are not held: adapters that nobody needs any more are let go."""
-        if has_lanes(name):
-            return ref(array)
-        return array.copy() if name in self._inputs else array  # plain inputs may be refilled in place
-
     def _has_seen(self, given: Mapping[str, Array]) -> bool:
-        """Whether what is held was made of these."""
+        """Whether what is held was made of these.
+
+        Plain inputs may have been refilled in place; a slider that rests gives its numbers in a new array every time.
+        """
         seen = self._seen
-        return (
-            seen is not None
-            and seen.keys() == given.keys()
-            and all(_is(seen[name], array) for name, array in given.items())
+        if seen is None or seen.keys() != given.keys():
+            return False
+        return all(
+            seen[name] is array or (not has_lanes(name) and np.array_equal(seen[name], array))
+            for name, array in given.items()
         )
-
-
-def _is(known: Array | ref[Array], array: Array) -> bool:
-    """Whether it is the same factors, or the same numbers: a slider that rests makes a new array every time."""
-    if isinstance(known, ref):
-        return known() is array
-    return known is array or np.array_equal(known, array)

@@ -4,7 +4,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
-from weakref import ref
 
 import numpy as np
 import onnxruntime
@@ -161,17 +160,13 @@ class Session:
         return [over(value.numpy(), value) for value in values]
 
     def _bind(self, feeds: Mapping[str, Array]) -> None:
-        """Hand over what has changed since the last run; nothing is copied, the arrays are used where they lie.
-
-        Between runs they are not held: the caller may let an adapter go, or what a half held, before it makes another.
-        """
+        """Hand over what has changed since the last run; nothing is copied, the arrays are used where they lie."""
         if self._bound.keys() - feeds.keys():  # what is fed no more has its default again
             self._unbind()
         for name, array in feeds.items():
-            bound = self._bound.get(name)
-            if name in self._plain or not bound or bound() is not array:  # plain inputs may be refilled in place
+            if name in self._plain or self._bound.get(name) is not array:  # plain inputs may be refilled in place
                 self._binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
-                self._bound[name] = ref(array)
+                self._bound[name] = array
 
     def _bind_outputs(self, feeds: Mapping[str, Array]) -> Sequence[Array]:
         """Where results go: new memory, or where those of the last run lie, which are then returned.
@@ -195,7 +190,7 @@ class Session:
 
     def _unbind(self) -> None:
         self._binding = self._session.io_binding()
-        self._bound: dict[str, ref[Array]] = {}
+        self._bound: dict[str, Array] = {}
 
 
 @cache
