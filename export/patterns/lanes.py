@@ -12,7 +12,7 @@ from onnx_ir.tape import Tape
 
 from lora_edge.export.constants import Constants
 
-FAR = 1 << 31
+FAR = 1 << 31  # beyond any map
 
 
 @dataclass(frozen=True)
