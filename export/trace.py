@@ -55,6 +55,7 @@ def trace(recipe: Recipe, module: nn.Module, program: ExportedProgram) -> ir.Mod
             model = translated(program)
     except Exception as error:
         raise ExportError(f"torch could not trace the {recipe.component}: {first_line(error)}") from error
+    _name_axes(model.graph, recipe.inputs)
     _name_ports(model.graph.inputs, recipe.inputs)
     _name_ports(model.graph.outputs, recipe.outputs(module))
     _name_parameters(model.graph, recipe)
@@ -74,6 +75,14 @@ def _exported(program: ExportedProgram) -> ir.Model:
     made = torch.onnx.export(program, args=(), dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
     assert made is not None
     return made.model
+
+
+def _name_axes(graph: ir.Graph, ports: tuple[Port, ...]) -> None:
+    """Call free axes within the graph what they are called where they come in."""
+    given = [(value.shape or (), port.free) for value, port in zip(graph.inputs, ports, strict=True)]
+    names = {axes[axis]: name for axes, free in given for axis, name in free.items()}
+    for value in (value for node in graph for value in node.outputs if value.shape is not None):
+        value.shape = ir.Shape([names.get(axis, axis) for axis in value.shape])
 
 
 def _name_ports(values: "list[ir.Value]", ports: tuple[Port, ...]) -> None:

@@ -1,6 +1,6 @@
 """The onnxruntime backend: the only file that imports onnxruntime."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -118,7 +118,9 @@ class Session:
         self._plain = {name for name in self._inputs if not name.startswith(HELD)}
         self._outputs = tuple(port.name for port in self._session.get_outputs())
         self._holds = all(name.startswith(HELD) for name in self._outputs) and self.providers == ON_CPU
-        self._kept: tuple[Hashable, Sequence[Array]] = None, ()
+        self._ranked = _ranked(self._session, self._inputs)
+        self._kept: Mapping[str, Array] = {}
+        self._shapes: Sequence[Hashable] = None, None
         self._unbind()
 
     @property
@@ -144,20 +146,20 @@ class Session:
             self._bind(feeds)
             kept = self._bind_outputs(feeds)
             self._session.run_with_iobinding(self._binding)
-            results = kept or self._results()
+            results = kept if len(kept) == len(self._outputs) else {**self._results(), **kept}
         except Exception as error:
             self._unbind()
             raise GraphFailed(f"onnxruntime refused the inputs: {first_line(error)}") from error
         if self._holds:
-            self._kept = self._shapes(feeds), results
-        return dict(zip(self._outputs, results, strict=True))
+            self._kept = results
+        return dict(results)
 
-    def _results(self) -> Sequence[Array]:
+    def _results(self) -> dict[str, Array]:
         """The outputs where onnxruntime left them, or copies of what lies on another device."""
         values = self._binding.get_outputs()
         if any(value.device_name() != "cpu" for value in values):
-            return list(self._binding.copy_outputs_to_cpu())
-        return [over(value.numpy(), value) for value in values]
+            return dict(zip(self._outputs, self._binding.copy_outputs_to_cpu(), strict=True))
+        return {name: over(value.numpy(), value) for name, value in zip(self._outputs, values, strict=True)}
 
     def _bind(self, feeds: Mapping[str, Array]) -> None:
         """Hand over what has changed since the last run; nothing is copied, the arrays are used where they lie."""
@@ -168,29 +170,32 @@ class Session:
                 self._binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
                 self._bound[name] = array
 
-    def _bind_outputs(self, feeds: Mapping[str, Array]) -> Sequence[Array]:
+    def _bind_outputs(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         """Where results go: new memory, or where those of the last run lie, which are then returned.
 
         The latter is for what a half holds for another: asking for new pages would take longer than to fill them.
         """
-        shapes, kept = self._kept
-        if kept and shapes == self._shapes(feeds):
-            for name, array in zip(self._outputs, kept, strict=True):
-                self._binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
-            return kept
-        self._kept = None, ()
+        shapes = _shapes(feeds, self._plain)
+        same = [now == last for now, last in zip(shapes, self._shapes, strict=True)]
+        kept = {name: array for name, array in self._kept.items() if same[name in self._ranked]}
+        self._kept, self._shapes = {}, shapes
         for name in self._outputs:
-            self._binding.bind_output(name)
-        return ()
-
-    def _shapes(self, feeds: Mapping[str, Array]) -> Hashable:
-        """What the shapes of held results follow from."""
-        ranks = feeds[RANKS].tobytes() if RANKS in feeds else b""
-        return ranks, *(feeds[name].shape for name in (SCALES, *self._plain) if name in feeds)
+            if name in kept:
+                self._binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(kept[name]))
+            else:
+                self._binding.bind_output(name)
+        return kept
 
     def _unbind(self) -> None:
         self._binding = self._session.io_binding()
         self._bound: dict[str, Array] = {}
+
+
+def _shapes(feeds: Mapping[str, Array], plain: Collection[str]) -> tuple[Hashable, Hashable]:
+    """What the shapes of held results follow from: those of weights, keys and values; those of factors too."""
+    ranks, sets = feeds.get(RANKS, np.zeros(0)), len(feeds.get(SCALES, ()))
+    weights = np.where(ranks > 0, sets, 1).tobytes(), *(feeds[name].shape for name in plain)
+    return weights, (weights, ranks.tobytes(), sets)
 
 
 @cache
@@ -222,6 +227,19 @@ def export_onnx_adapter(path: Path, tensors: Mapping[str, Array], adapter_versio
         made.export_adapter(str(path))
     except Exception as error:
         raise RequestError(f"cannot write {path}: {first_line(error)}") from error
+
+
+def _ranked(session: onnxruntime.InferenceSession, plain: Mapping[str, GraphInput]) -> set[str]:
+    """Outputs with an axis that follows from ranks: one of a factor, or any but the first that no plain input has."""
+    known = {axis for port in plain.values() for axis in port.shape}
+    factors = {axis for port in session.get_overridable_initializers() for axis in port.shape[1:]}
+    ranks = {axis for axis in factors if isinstance(axis, str)}
+    return {
+        port.name
+        for port in session.get_outputs()
+        if not ranks.isdisjoint(port.shape[:1])
+        or any(axis not in known and not isinstance(axis, int) for axis in port.shape[1:])
+    }
 
 
 def _described(ports: Sequence[Any]) -> dict[str, GraphInput]:

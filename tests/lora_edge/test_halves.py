@@ -138,9 +138,9 @@ def test_results_are_those_of_the_whole_graph(tiny_bundle: Path) -> None:
             assert np.allclose(halves.run(given)["out_sample"], whole, rtol=0, atol=1e-5), scope
 
 
-@pytest.mark.parametrize(("backend", "alike"), [("onnxruntime", 2), ("openvino", 4)])
-def test_what_is_held_is_written_where_it_was(tiny_bundle: Path, backend: str, alike: int) -> None:
-    """By OpenVINO for adapters of other ranks too; results that are the caller's own are not written over."""
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_what_is_held_is_written_where_it_was(tiny_bundle: Path, backend: str) -> None:
+    """By adapters of other ranks too; results that are the caller's own are not written over."""
     if backend == "openvino":
         pytest.importorskip("openvino")
     bundle = Bundle.open(tiny_bundle)
@@ -150,7 +150,7 @@ def test_what_is_held_is_written_where_it_was(tiny_bundle: Path, backend: str, a
     slot = next(slot for slot in unet.table if slot.name.endswith("attn1.to_q"))
     assert isinstance(graph, Halves)
     seen, made, kept = set(), [], []
-    for rows, rank in ((2, 4), (2, 4), (2, 16), (2, 0), (1, 4), (2, 4)):
+    for rows, rank in ((2, 4), (2, 16), (2, 0), (1, 4), (2, 4)):
         given = {
             "sample": random.standard_normal((rows, 4, 16, 16), np.float32),
             "timestep": np.array([300], np.float32),
@@ -163,7 +163,7 @@ def test_what_is_held_is_written_where_it_was(tiny_bundle: Path, backend: str, a
         made.append(graph.run(given)["out_sample"])
         kept.append(made[-1].copy())
         assert np.allclose(made[-1], alone.run(given)["out_sample"], rtol=0, atol=2e-5 * np.abs(made[-1]).max())
-        seen.add(graph._held[f"{HELD}{slot.name}"].ctypes.data if len(made) <= alike else 0)
+        seen.add(graph._held[f"{HELD}{slot.name}"].ctypes.data if rows == 2 and len(made) <= 3 else 0)
     assert len(seen - {0}) == 1
     assert all(np.array_equal(one, copy) for one, copy in zip(made, kept, strict=True))
 
