@@ -2,9 +2,8 @@
 
 A pack of lanes alone is told whole by its own description: names, shapes and places of its tensors follow from it. So
 its header is written again out of the description, and where that gives the file's own bytes nothing is left to check
-of them. The data comes in one piece, in memory of our own (a map would follow whatever is done to the file, and end the
-process where it is cut), and is converted and checked in pieces that stay in the processor's cache, while the header
-is being looked at. Everything else about a pack is for `lora_edge.pack` to read, and to refuse.
+of them. The data is read, converted and checked (`lora_edge.packdata`) while the header is being looked at. Everything
+else about a pack is for `lora_edge.pack` to read, and to refuse.
 """
 
 import json
@@ -13,7 +12,6 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import FileIO
 from itertools import accumulate
 from pathlib import Path
 
@@ -21,20 +19,15 @@ import numpy as np
 
 from lora_edge.arrays import Array, FloatArray
 from lora_edge.forms import ComponentForms, Form
+from lora_edge.packdata import HALVES, SINGLES, THREADS, fill
 from lora_edge.packhead import KEY, Head
 from lora_edge.ports import lanes_of
-from lora_edge.room import room
 from lora_edge.slots import SlotTable
 from lora_edge.tensorheader import DTYPES, Wrong, leading_strings
 from lora_edge.tools.write import Tensor, header
 
 STORED: Mapping[str, str] = {"fp16": "F16", "fp32": "F32"}
 MAX_HEADER = 8 << 20  # bytes; a pack of SDXL with every layer has 1 MB
-PIECE = 1 << 17  # numbers: 512 kB as float32, which a processor's cache holds
-
-INFINITE = 0x7C00  # bits of float16, without the sign, from which on they are no number
-KEPT = np.int32(-0x70000001)
-REBIAS = np.float32(2.0**112)
 
 Shapes = dict[str, tuple[int, int]]
 
@@ -66,7 +59,7 @@ def read_quick(path: Path, tables: Mapping[str, SlotTable], marks: Mapping[str, 
         max_bytes: the most that it may take in memory.
     """
     try:
-        with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as other:
+        with path.open("rb", buffering=0) as file, ThreadPoolExecutor(THREADS) as threads:
             length = int.from_bytes(file.read(8), "little")
             size = os.fstat(file.fileno()).st_size - 8 - length
             if not 2 <= length <= MAX_HEADER or size <= 0:
@@ -74,17 +67,18 @@ def read_quick(path: Path, tables: Mapping[str, SlotTable], marks: Mapping[str, 
             text = file.read(length)
             if KEY.encode() not in text:
                 return None
-            half = b'"dtype":"F16"' in text
-            if size * (2 if half else 1) > max_bytes:
+            stored = HALVES if b'"dtype":"F16"' in text else SINGLES
+            count = size // stored.dtype.itemsize
+            if 4 * count > max_bytes:
                 return None
-            data = room(size // (2 if half else 4))
-            filled = other.submit(_halves if half else _singles, file, data)
+            data = np.empty(count, np.float32)
+            filled = fill(data, file, 8 + length, stored, threads)
             made = _described(text, size, tables, marks)
-            if made is None or (made[0].dtype == "fp16") != half:
+            if made is None or (made[0].dtype == "fp16") != (stored is HALVES):
                 return None
             head, metadata, shapes = made
             held = _views(shapes, data)
-            if not filled.result():
+            if not all(filled):
                 return None
             return Quick(head, metadata, tuple(shapes), _parts(head, tables, held))  # may copy, so not before
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, Wrong):
@@ -118,39 +112,6 @@ def _described(
 
 def _never() -> Array:
     raise AssertionError("only the header is made")
-
-
-def _read(file: FileIO, array: Array) -> bool:
-    """Fill an array from where the file stands; False where it ends before."""
-    room = array.view(np.uint8).data
-    while len(room):
-        if not (count := file.readinto(room)):
-            return False
-        room = room[count:]
-    return True
-
-
-def _singles(file: FileIO, data: FloatArray) -> bool:
-    """Fill an array with the numbers of a file in float32; False where one is not finite, or they are not all there."""
-    if not _read(file, data):
-        return False
-    with np.errstate(all="ignore"):  # one pass without a mask in memory; squares may be too large for it
-        return bool(np.isfinite(np.dot(data, data)) or np.isfinite(data).all())
-
-
-def _halves(file: FileIO, data: FloatArray) -> bool:
-    """The same of a file in float16, exactly: its bits in the places of float32's, times 2^(127 - 15)."""
-    made = data.view(np.int32)
-    stored, spare = (np.empty(min(PIECE, data.size), np.int16) for _ in range(2))
-    for start in range(0, made.size, PIECE):
-        piece = made[start : start + PIECE]
-        bits = stored[: piece.size]
-        if not _read(file, bits) or np.bitwise_and(bits, 0x7FFF, out=spare[: piece.size]).max() >= INFINITE:
-            return False
-        np.left_shift(bits, 13, out=piece, dtype=np.int32)
-        np.bitwise_and(piece, KEPT, out=piece)  # the sign, and no copies of it
-        np.multiply(piece.view(np.float32), REBIAS, out=piece.view(np.float32))
-    return True
 
 
 def _views(shapes: Shapes, data: FloatArray) -> dict[str, FloatArray]:
