@@ -63,7 +63,7 @@ class Mix:
         self.resting[RANKS] = np.array(ranks, dtype=np.int64)
         self._owners = np.array(owners, dtype=np.intp)
         self._lane_places = np.array(places, dtype=np.intp)
-        self._scales = np.array(scales, dtype=np.float32)
+        self._scales = np.array(scales, dtype=np.float32)[None]
         self._sums = tuple(_sums(table, forms, parts))
         self._whole = sorted({owner for _, _, owner, _ in self._sums})
 
@@ -97,10 +97,16 @@ class Mix:
         """
         return {**self.resting, **self.moving(strengths)}
 
-    def moving(self, strengths: FloatArray) -> dict[str, Array]:
-        """The part of the feeds that strengths change: all that a slider moves. Takes and raises as `feeds`."""
-        if strengths.ndim < 3:
-            strengths = np.atleast_3d(strengths)
+    def moving(self, strengths: FloatArray | float) -> dict[str, Array]:
+        """The part of the feeds that strengths change: all that a slider moves. Takes and raises as `feeds`.
+
+        One number is the same as an array of it.
+        """
+        if isinstance(strengths, float):
+            if not self._sums:
+                return {SCALES: self._scales * strengths}
+            strengths = np.array([strengths], np.float32)
+        strengths = np.atleast_3d(strengths)
         made: dict[str, Array] = {SCALES: self.scales(strengths)}
         if not self._sums:
             return made

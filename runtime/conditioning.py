@@ -11,8 +11,9 @@ from lora_edge.errors import RequestError
 from lora_edge.multiplier import Multiplier
 from lora_edge.runtime.chunks import Chunk, chunked
 from lora_edge.runtime.components import Components
+from lora_edge.runtime.pairs import of_image
 from lora_edge.runtime.scene import Scene
-from lora_edge.runtime.swap import Swap, of_image
+from lora_edge.runtime.swap import Swap
 from lora_edge.runtime.textcache import Acting, TextCache, TextKey, spelled
 from lora_edge.runtime.words import Words
 from lora_edge.slots import TOKENS

@@ -19,12 +19,13 @@ from lora_edge.runtime.components import Components
 from lora_edge.runtime.generate import OnStep, Painter
 from lora_edge.runtime.image import label
 from lora_edge.runtime.memory import peak_bytes, physical_bytes
-from lora_edge.runtime.request import Adapters, Request, checked_pairs, make_request
+from lora_edge.runtime.pairs import Adapters, Pair, checked_pairs
+from lora_edge.runtime.request import Request, make_request
 from lora_edge.runtime.resolve import Resolver
 from lora_edge.runtime.scene import is_off, share
 from lora_edge.runtime.shelf import Shelf
 from lora_edge.runtime.size import Size
-from lora_edge.runtime.swap import Pair, Swap
+from lora_edge.runtime.swap import Swap
 from lora_edge.runtime.textcache import TextCache
 from lora_edge.runtime.tiles import Tiling, Wish
 
@@ -145,7 +146,7 @@ class Engine:
             **self._backend.facts,
             "bundle": self.bundle.name,
             "sessions_opened": self._components.opened,
-            "bytes_copied": dict(self._swap.copied),
+            "bytes_copied": self._swap.copied,
             "runs": list(self._runs),
             "slots": {table.component: len(table) for table in self.bundle.tables},
             "graphs": self._components.scopes,
@@ -208,8 +209,7 @@ class Engine:
             ComponentMissing: the bundle has none of that name.
             RequestError: multipliers that do not fit.
         """
-        self.bundle.component(component)
-        return self._swap.feeds(component, checked_pairs(adapters))
+        return self._swap.feeds(component, adapters)
 
     def generate(
         self,

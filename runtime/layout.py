@@ -25,11 +25,12 @@ class Laid(Protocol):
     def resting(self) -> dict[str, Array]:
         """The graph inputs that multipliers leave alone; the same arrays every time."""
 
-    def moving(self, strengths: FloatArray) -> dict[str, Array]:
+    def moving(self, strengths: FloatArray | float) -> dict[str, Array]:
         """The graph inputs that multipliers change.
 
         Args:
-            strengths: [rows or 1, adapters, places or 1] float32.
+            strengths: [rows or 1, adapters, places or 1] float32; or one number for a single adapter, as a slider
+                gives it: an array of it takes as long to make as all that follows.
 
         Raises:
             RequestError: rows differ where they cannot, or a multiplier is beyond what the graph can hold.

@@ -3,26 +3,20 @@
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from lora_edge import prompt as prompts
-from lora_edge.adapter import Adapter
 from lora_edge.errors import PromptError, RequestError
 from lora_edge.forms import ComponentForms
-from lora_edge.multiplier import is_plain
 from lora_edge.prompt import Prompt
 from lora_edge.runtime import samplers
 from lora_edge.runtime.samplers import Plan
 from lora_edge.runtime.scene import Scene, alike, share
 from lora_edge.runtime.size import Size
-from lora_edge.runtime.swap import Pair, checked, multipliers
 from lora_edge.runtime.words import Words
 
 MAX_BATCH = 64
 MAX_PIXELS = 4096 * 4096
-
-Adapters: TypeAlias = Sequence[Pair] | Sequence[Sequence[Pair]]
-"""Adapters with multipliers, for all images or image by image."""
 
 Item = TypeVar("Item")
 
@@ -133,38 +127,6 @@ def make_request(
         height=height,
         clip_skip=clip_skip,
     )
-
-
-def checked_pairs(adapters: Adapters, images: int | None = None) -> list[Pair]:
-    """What a caller gave as `adapters`; pairs given image by image become pairs with one multiplier per image.
-
-    Args:
-        images: how many there are; None where lists per image make no sense.
-
-    Raises:
-        RequestError: something else than (adapter, multiplier) pairs, or lists that are not one per image.
-    """
-    given: list[Any] = list(adapters)
-    if all(map(_is_pair, given)):
-        for _, strength in given:
-            if not is_plain(strength):
-                checked(strength, images)
-        return [(adapter, strength) for adapter, strength in given]
-    if images is None or not all(isinstance(own, Sequence) and all(map(_is_pair, own)) for own in given):
-        raise RequestError("adapters is a list of (adapter, multiplier), the adapters from engine.load_adapter")
-    if len(given) != images:
-        raise RequestError(f"adapters has lists for {len(given)} images; there are {images}")
-    if any(len(checked(strength)) != 1 for own in given for _, strength in own):
-        raise RequestError("an adapter that is given for one image takes one multiplier")
-    return [
-        (adapter, [multipliers(strength)[0] if row == image else 0.0 for row in range(images)])
-        for image, own in enumerate(given)
-        for adapter, strength in own
-    ]
-
-
-def _is_pair(item: Any) -> bool:
-    return isinstance(item, Sequence) and len(item) == 2 and isinstance(item[0], Adapter)
 
 
 def _batch(batch: int, **given: Any) -> int:

@@ -14,9 +14,9 @@ from lora_edge.errors import RequestError
 from lora_edge.fewsteps import advice
 from lora_edge.library import Library
 from lora_edge.runtime.conditioning import TEXT_ENCODER, check_clip_skip
+from lora_edge.runtime.pairs import Pair
 from lora_edge.runtime.request import Request
 from lora_edge.runtime.scene import scenes
-from lora_edge.runtime.swap import Pair
 from lora_edge.runtime.tokenizer import Tokenizer
 from lora_edge.runtime.words import Words
 

@@ -12,7 +12,7 @@ from lora_edge.adapter import Adapter
 from lora_edge.forms import ComponentForms
 from lora_edge.multiplier import Multiplier
 from lora_edge.prompt import Part, Phase, Prompt
-from lora_edge.runtime.swap import Pair, Strength, multipliers, of_image
+from lora_edge.runtime.pairs import Pair, Strength, multipliers, of_image
 
 OFF = Multiplier(0.0, 0.0)
 

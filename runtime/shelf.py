@@ -36,10 +36,11 @@ class Shelf(Generic[Item]):
 
     def get(self, key: Hashable) -> Item | None:
         """The item of that key if it is there; it then counts as just used."""
-        if key not in self._items:
+        held = self._items.get(key)
+        if held is None:
             return None
         self._items.move_to_end(key)
-        return self._items[key][0]
+        return held[0]
 
     def __len__(self) -> int:
         return len(self._items)

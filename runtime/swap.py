@@ -3,7 +3,7 @@
 A swap opens no session, reads no file and writes no weight; it chooses which arrays the next run is fed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -13,23 +13,18 @@ from lora_edge.adapter import Adapter
 from lora_edge.arrays import Array, FloatArray, IntArray
 from lora_edge.blocks import BlockWeights
 from lora_edge.bundle import Bundle
-from lora_edge.errors import RequestError
 from lora_edge.forms import ComponentForms, LowRank
-from lora_edge.multiplier import Multiplier, is_plain
+from lora_edge.multiplier import Multiplier
 from lora_edge.runtime.layout import Laid, Layout
+from lora_edge.runtime.pairs import Adapters, Pair, Strength, checked, checked_pairs, plain_sums, refuse_rows
 from lora_edge.runtime.shelf import Shelf
 from lora_edge.slots import SlotTable
-
-Strength: TypeAlias = float | Multiplier | Sequence[float | Multiplier]
-"""A multiplier: one for all, or one per image of the batch; each a number, or a `Multiplier`."""
-
-Pair: TypeAlias = tuple[Adapter, Strength]
 
 Holding: TypeAlias = tuple[Adapter, BlockWeights | None]
 """An adapter, and the block weights that its layout folds in."""
 
-Acting: TypeAlias = tuple[tuple[Holding, ...], FloatArray]
-"""Adapters that act, and their strengths [rows or 1, adapters, places or 1] float32."""
+Acting: TypeAlias = tuple[tuple[Holding, ...], FloatArray | float]
+"""Adapters that act, and their strengths as `Laid.moving` takes them."""
 
 NOBODY: Acting = ((), np.zeros((1, 0, 1), np.float32))
 RATIOS = 1 << 20  # bytes of block weights, spelled out place by place, that are kept
@@ -42,22 +37,27 @@ class Swap:
     Args:
         bundle: whose components they are.
         layout: how adapters lie in the inputs of the backend's graphs.
-
-    Attributes:
-        copied: component -> bytes that its last change moved; a resident style, a mix that was used before, and every
-            multiplier move only numbers per lane and what has no lanes.
     """
 
     def __init__(self, bundle: Bundle, layout: Layout) -> None:
-        self.copied: dict[str, int] = {}
+        self._last: dict[str, tuple[int, Mapping[str, Array]]] = {}  # bytes laid out anew, and what moved
         self._bundle, self._layout = bundle, layout
         self._ratios: Shelf[FloatArray] = Shelf(RATIOS, lambda ratios: ratios.nbytes)
         self._mixes: Shelf[tuple[Laid, tuple[Holding, ...]]] = Shelf(MIXES, lambda held: held[0].nbytes)
 
+    @property
+    def copied(self) -> dict[str, int]:
+        """Component -> bytes that its last change moved; a resident style, a mix that was used before, and every
+        multiplier move only numbers per lane and what has no lanes."""
+        return {
+            component: laid_out + sum(array.nbytes for array in moving.values())
+            for component, (laid_out, moving) in self._last.items()
+        }
+
     def feeds(
         self,
         component: str,
-        adapters: Sequence[Pair],
+        adapters: Adapters,
         *,
         rows: int | None = None,
         owners: IntArray | None = None,
@@ -76,9 +76,14 @@ class Swap:
         Raises:
             RequestError: a multiplier that is not finite, or rows that differ in number or where they cannot.
         """
-        chosen, strengths = _numbers_alone(component, adapters) or self._acting(component, adapters, rows, step, steps)
+        plain = plain_sums(component, adapters)
+        if plain is None:
+            chosen, strengths = self._acting(component, checked_pairs(adapters), rows, step, steps)
+        else:
+            chosen, strengths = _plain(plain)
         if not chosen:
-            self.copied[component] = 0
+            self._bundle.component(component)  # or the adapters', which know it
+            self._last[component] = 0, {}
             return {}
         laid_out = 0
 
@@ -88,11 +93,12 @@ class Swap:
             laid_out = mix.copied
             return mix, chosen
 
-        mix, _ = self._mixes.take((component, *((id(adapter), blocks) for adapter, blocks in chosen)), lay_out)
-        if owners is not None and len(strengths) > 1:
+        key = component, *[(id(adapter), blocks) for adapter, blocks in chosen]
+        mix, _ = self._mixes.take(key, lay_out)
+        if owners is not None and not isinstance(strengths, float) and len(strengths) > 1:
             strengths = strengths[owners]
         moving = mix.moving(strengths)
-        self.copied[component] = laid_out + sum(array.nbytes for array in moving.values())
+        self._last[component] = laid_out, moving
         return {**mix.resting, **moving}
 
     def _acting(self, component: str, adapters: Sequence[Pair], rows: int | None, step: int, steps: int) -> Acting:
@@ -109,12 +115,12 @@ class Swap:
                 key, start = (id(adapter), blocks), ((adapter, blocks), np.zeros((1, 1), np.float32), False)
                 holding, known, moved = sums.get(key, start)
                 if 1 < len(known) != len(numbers) > 1:
-                    _refuse_rows({len(known), len(numbers)}, rows)
+                    refuse_rows({len(known), len(numbers)}, rows)
                 sums[key] = (holding, known + numbers, moves or moved)
         acting = [(holding, numbers) for holding, numbers, moves in sums.values() if moves or numbers.any()]
         counts = {len(numbers) for _, numbers in acting} - {1}
         if len(counts) > 1 or (rows is not None and counts - {rows}):
-            _refuse_rows(counts, rows)
+            refuse_rows(counts, rows)
         if not acting:
             return NOBODY
         return tuple(holding for holding, _ in acting), np.stack(np.broadcast_arrays(*(n for _, n in acting)), axis=1)
@@ -160,50 +166,6 @@ class Swap:
         return replace(part, slots=slots)
 
 
-def _numbers_alone(component: str, adapters: Sequence[Pair]) -> Acting | None:
-    """What `Swap._acting` finds, in a fraction of its time, where every strength is a plain number: a slider moves."""
-    sums: dict[int, tuple[Adapter, float]] = {}
-    for adapter, strength in adapters:
-        if not is_plain(strength):
-            return None
-        if component in adapter.components:
-            sums[id(adapter)] = adapter, sums.get(id(adapter), (adapter, 0.0))[1] + strength
-    acting = [(adapter, number) for adapter, number in sums.values() if number]
-    if not acting:
-        return NOBODY
-    return tuple((adapter, None) for adapter, _ in acting), np.array([[[n] for _, n in acting]], np.float32)
-
-
-def multipliers(strength: Strength) -> Sequence[float | Multiplier]:
-    """One for all images, or one for each."""
-    if isinstance(strength, Sequence | np.ndarray) and not isinstance(strength, str):
-        return strength
-    return [strength]
-
-
-def checked(strength: Strength, images: int | None = None) -> list[Multiplier]:
-    """The multipliers, one or one for each image.
-
-    Raises:
-        RequestError: none, or something else than finite numbers and `Multiplier`s, or another count than images.
-    """
-    try:
-        made = [Multiplier.of(one) for one in multipliers(strength)]
-    except (TypeError, ValueError):
-        made = []
-    if not made:
-        raise RequestError(f"multipliers {strength!r} are not one finite number per row")
-    if images is not None and len(made) not in (1, images):
-        _refuse_rows({len(made)}, images)
-    return made
-
-
-def of_image(strength: Strength, image: int) -> float | Multiplier:
-    """The multiplier of one image."""
-    each = multipliers(strength)
-    return each[image if len(each) > 1 else 0]
-
-
 def _moves(each: Sequence[Multiplier], table: SlotTable) -> bool:
     return table.component == "unet" and any(one.moves for one in each)
 
@@ -212,6 +174,8 @@ def _only(each: Sequence[Multiplier], blocks: BlockWeights | None) -> list[Multi
     return [one for one in each if one.blocks == blocks]
 
 
-def _refuse_rows(counts: set[int], rows: int | None) -> None:
-    found = " and ".join(map(str, sorted(counts)))
-    raise RequestError(f"adapters have {found} multipliers for {rows or 'the same'} rows: give one, or one each")
+def _plain(acting: Sequence[tuple[Adapter, float]]) -> Acting:
+    chosen = tuple((adapter, None) for adapter, _ in acting)
+    if len(acting) == 1:
+        return chosen, float(acting[0][1])
+    return chosen, np.array([[number] for _, number in acting], np.float32).reshape(1, -1, 1)

@@ -96,15 +96,16 @@ class Bucket:
         """Input name -> array in the type and shape of the package; slots that no adapter touches are left out."""
         return dict(self._layers)
 
-    def moving(self, strengths: FloatArray) -> dict[str, Array]:
+    def moving(self, strengths: FloatArray | float) -> dict[str, Array]:
         """`lora_scale` [R]; lanes without an adapter have 0.
 
         Args:
-            strengths: [rows or 1, adapters, 1] float32, alike in all rows.
+            strengths: [rows or 1, adapters, 1] float32, alike in all rows, or one number.
 
         Raises:
             RequestError: rows differ, or a number is beyond what the package holds.
         """
+        strengths = np.atleast_3d(np.asarray(strengths, np.float32))
         if (strengths != strengths[:1]).any():
             raise RequestError(
                 "a Core ML package takes one multiplier per adapter for a whole run: give every row the same, or let "
