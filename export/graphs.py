@@ -107,7 +107,8 @@ def openings(component: Component, open_graph: OpenGraph, open_others: OpenGraph
 
 
 def _joined(open_graph: OpenGraph, halves: tuple[Path, Path]) -> Graph:
-    return Halves(*map(open_graph, halves))
+    once, step = map(open_graph, halves)
+    return Halves(once, step, brief=True)
 
 
 def _filled(component: Component, open_graph: OpenGraph, path: Path) -> Graph:

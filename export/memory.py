@@ -6,7 +6,12 @@ import sys
 
 
 def release() -> None:
-    """Collect what is unreachable, and have the C library return what is free; glibc alone keeps it otherwise."""
+    """Collect what is unreachable, and give back what is free."""
     gc.collect()
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)
+    trim()
+
+
+def trim() -> None:
+    """Have the C library return what is free; glibc alone keeps it otherwise."""
+    if sys.platform == "linux" and (malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        malloc_trim(0)

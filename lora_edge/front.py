@@ -53,7 +53,7 @@ def export(
         source,
         target,
         partial(Session, arena="none"),  # verified once, in as little memory as it takes
-        open_others=partial(Session, arena="none", packed=False),
+        open_others=partial(Session, arena="none", brief=True),
         overwrite=overwrite,
         listener=listener,
         coreml=coreml,

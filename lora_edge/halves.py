@@ -21,10 +21,11 @@ class Halves:
     Args:
         once: computes what is held; its outputs are inputs of the other half.
         step: the rest.
+        brief: hold nothing from run to run, where memory counts and inputs differ every time.
     """
 
-    def __init__(self, once: Graph, step: Graph) -> None:
-        self._once, self._step = once, step
+    def __init__(self, once: Graph, step: Graph, *, brief: bool = False) -> None:
+        self._once, self._step, self._brief = once, step, brief
         plain = {**step.inputs, **once.inputs}
         self._inputs = {name: port for name, port in plain.items() if name not in once.outputs}
         self._optional = {**once.optional, **step.optional}
@@ -54,7 +55,10 @@ class Halves:
             self._seen = None  # a run that fails half way has written over some of what is held
             self._held = self._once.run(given)
             self._seen = {name: array.copy() if name in self._inputs else array for name, array in given.items()}
-        return self._step.run({**{name: feeds[name] for name in feeds if name in self._of_step}, **self._held})
+        made = self._step.run({**{name: feeds[name] for name in feeds if name in self._of_step}, **self._held})
+        if self._brief:
+            self._seen, self._held = None, {}
+        return made
 
     def _has_seen(self, given: Mapping[str, Array]) -> bool:
         """Whether what is held was made of these.

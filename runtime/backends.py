@@ -103,7 +103,8 @@ def _scopes(backend: str, wish: str, component: Component) -> Sequence[Scope]:
 def _opened(component: Component, backend: str, scope: Scope, open_file: OpenGraph) -> Graph:
     """The graph of a component that takes a scope: in halves, where the bundle has them."""
     if halves := component.halves.get(backend, {}).get(scope.name):
-        return Halves(*map(open_file, halves))
+        once, step = map(open_file, halves)
+        return Halves(once, step)
     return open_file(component.graphs[backend][scope.name])
 
 

@@ -76,7 +76,7 @@ class Session:
         providers: Sequence[str] = ("CPUExecutionProvider",),
         threads: int = 0,
         arena: Arena = "shared",
-        packed: bool = True,
+        brief: bool = False,
     ) -> None:
         """Open a graph.
 
@@ -85,8 +85,8 @@ class Session:
             providers: execution providers by name, tried in order for every node.
             threads: of one run; 0 takes one per physical core.
             arena: where intermediate results lie, see `Arena`.
-            packed: whether weights are laid out anew as the processor likes them: faster in every run, but opening
-                takes five times as long, and the memory of a copy.
+            brief: for few runs, in little memory. Nothing stays bound from run to run, and weights are not laid out
+                anew as the processor likes them, which takes five times as long to open and the memory of a copy.
 
         Raises:
             BackendUnavailable: a provider is not installed, or cannot be set up.
@@ -99,7 +99,7 @@ class Session:
             _share_arena()
             options.add_session_config_entry("session.use_env_allocators", "1")
         options.enable_cpu_mem_arena = arena != "none"
-        if not packed:
+        if brief:
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.add_session_config_entry("session.force_spinning_stop", "1")  # threads of the next graph need the cores
@@ -117,7 +117,8 @@ class Session:
         self._optional = _described(self._session.get_overridable_initializers())
         self._plain = {name for name in self._inputs if not name.startswith(HELD)}
         self._outputs = tuple(port.name for port in self._session.get_outputs())
-        self._holds = all(name.startswith(HELD) for name in self._outputs) and self.providers == ON_CPU
+        self._brief = brief
+        self._holds = all(name.startswith(HELD) for name in self._outputs) and self.providers == ON_CPU and not brief
         self._ranked = _ranked(self._session, self._inputs)
         self._kept: Mapping[str, Array] = {}
         self._shapes: Sequence[Hashable] = None, None
@@ -152,6 +153,8 @@ class Session:
             raise GraphFailed(f"onnxruntime refused the inputs: {first_line(error)}") from error
         if self._holds:
             self._kept = results
+        if self._brief:
+            self._unbind()
         return dict(results)
 
     def _results(self) -> dict[str, Array]:
