@@ -44,7 +44,8 @@ class Mix:
         self._norms = norms or {}
         self.resting: dict[str, Array] = {}
         self.copied = 0
-        ranks, owners, places, scales = [], [], [], []
+        ranks: list[int] = []
+        runs: list[tuple[int, int, int, float]] = []  # lanes with one owner, place and scale
         forms = [_on_one_axis(table, part, parts, weight) for part in parts]
         for slot in table:
             held = [
@@ -54,16 +55,15 @@ class Mix:
                 if isinstance(form, LowRank) and form.rank
             ]
             ranks.append(sum(form.rank for _, form in held))
-            owners += [owner for owner, form in held for _ in range(form.rank)]
-            scales += [form.scale for _, form in held for _ in range(form.rank)]
-            places += [self._places[slot.name]] * ranks[-1]
+            runs += [(form.rank, owner, self._places[slot.name], form.scale) for owner, form in held]
             if held:
                 self.resting[slot.port("down")] = self._side_by_side([form.down for _, form in held], 1)
                 self.resting[slot.port("up")] = self._side_by_side([form.up for _, form in held], 0)
         self.resting[RANKS] = np.array(ranks, dtype=np.int64)
-        self._owners = np.array(owners, dtype=np.intp)
-        self._lane_places = np.array(places, dtype=np.intp)
-        self._scales = np.array(scales, dtype=np.float32)[None]
+        lanes = np.array([rank for rank, _, _, _ in runs], np.intp)
+        self._owners = np.repeat(np.array([owner for _, owner, _, _ in runs], np.intp), lanes)
+        self._lane_places = np.repeat(np.array([place for _, _, place, _ in runs], np.intp), lanes)
+        self._scales = np.repeat(np.array([scale for _, _, _, scale in runs], np.float32), lanes)[None]
         self._sums = tuple(_sums(table, forms, parts))
         self._whole = sorted({owner for _, _, owner, _ in self._sums})
 

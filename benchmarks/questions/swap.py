@@ -2,7 +2,8 @@
 
 Method: two random adapters of rank 16 on attention and feed-forward layers of the UNet. From a file: one that
 the program has not seen, just written and so in the page cache, is loaded and made active. From a pack:
-likewise, where the program has such files; beside it the time to copy the pack's bytes into fresh memory.
+likewise, where the program has such files; beside it the time to copy the pack's bytes into fresh memory. (Before
+both, off the clock, the process takes 64 MB and gives them back, so that pages are this machine's own.)
 Resident: the other of two loaded ones is made active. Mix: both, at 0.6 and 0.4. `benchmarks/swaps.py` says
 what is timed; every program is asked as its own guide says. Ratios are to lora-edge on onnxruntime; a pack's to the
 copy of its bytes.

@@ -57,6 +57,10 @@ def test_gains_biases_and_norms_are_each_taken_against_the_base() -> None:
     assert feeds["lora.a.bias"] == pytest.approx(0.5)
     assert feeds["n.weight"] == pytest.approx(2.25)
     assert "n.bias" not in feeds
+    once = Mix(TABLE, parts[:1], norms)
+    one, same = once.moving(0.3), once.moving(np.array([[[0.3]]], np.float32))
+    assert one.keys() == same.keys() and all(np.array_equal(one[name], same[name]) for name in one)
+    assert all(array.dtype == np.float32 and array.shape == same[name].shape for name, array in one.items())
     with pytest.raises(RequestError, match="acts on the whole batch"):
         Mix(TABLE, parts, norms).feeds(np.array([[0.5, 0.25], [0.5, 0.5]], np.float32))
 

@@ -77,6 +77,28 @@ def test_multipliers_by_row_may_be_of_every_sort(engine: Engine, styles: Path) -
             engine.feeds("unet", [(ink, wrong)])
 
 
+def test_plain_numbers_do_what_multipliers_do(engine: Engine, styles: Path) -> None:
+    """However pairs are given, and whichever way they take."""
+    ink, glow = (engine.load_adapter(styles / name) for name in ("ink.safetensors", "deep/glow.safetensors"))
+    for numbers in ([0.5], [2], [0.5, 0.25], [0.5, -0.5, 0.75], [1.0, 0.0, -1], [0.0], []):
+        pairs = list(zip((ink, glow, ink), numbers, strict=False))
+        expected = engine.feeds("unet", [(adapter, Multiplier(float(number))) for adapter, number in pairs])
+        ways: list[Any] = [pairs, tuple(pairs), [list(pair) for pair in pairs]]
+        ways.append([(adapter, np.float32(number)) for adapter, number in pairs])
+        for given in ways:
+            fed = engine.feeds("unet", given)
+            assert fed.keys() == expected.keys()
+            assert all(np.array_equal(fed[name], expected[name]) for name in fed)
+            assert all(fed[name].dtype == expected[name].dtype for name in fed)
+    for adapters in ([], [(ink, 1.0)], [(ink, Multiplier(1.0))]):
+        with pytest.raises(lora_edge.ComponentMissing, match="nothing"):
+            engine.feeds("nothing", adapters)
+    wrongs: tuple[Any, ...] = (ink, [ink], [(ink,)], [("ink", 1.0)], [(ink, 1.0, 1.0)], [[(ink, 1.0)]], 5)
+    for wrong in wrongs:
+        with pytest.raises((lora_edge.RequestError, TypeError)):
+            engine.feeds("unet", wrong)
+
+
 def test_block_weights_scale_whole_modules(engine: Engine, styles: Path, tmp_path: Path) -> None:
     """Off in all output blocks, half in the others: the same as a file of the other modules at half."""
     tensors = load_file(styles / "deep" / "glow.safetensors")
