@@ -85,16 +85,12 @@ class Swap:
             self._bundle.component(component)  # or the adapters', which know it
             self._last[component] = 0, {}
             return {}
-        laid_out = 0
-
-        def lay_out() -> tuple[Laid, tuple[Holding, ...]]:
-            nonlocal laid_out
-            mix = self._layout.lay(component, [(one[0].name, self._part(component, *one)) for one in chosen])
-            laid_out = mix.copied
-            return mix, chosen
-
-        key = component, *[(id(adapter), blocks) for adapter, blocks in chosen]
-        mix, _ = self._mixes.take(key, lay_out)
+        laid_out, key = 0, (component, *[(id(adapter), blocks) for adapter, blocks in chosen])
+        if (held := self._mixes.get(key)) is None:
+            parts = [(one[0].name, self._part(component, *one)) for one in chosen]
+            held = self._mixes.take(key, lambda: (self._layout.lay(component, parts), chosen))
+            laid_out = held[0].copied
+        mix, _ = held  # adapters are kept with it: their ids are theirs for as long
         if owners is not None and not isinstance(strengths, float) and len(strengths) > 1:
             strengths = strengths[owners]
         moving = mix.moving(strengths)

@@ -6,6 +6,7 @@ Machine: does not matter.
 Result: benchmarks/results/disk.*.jsonl.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ def measure(bench: Bench, model: Model) -> Iterator[dict[str, Any]]:
     bundles = {name: places.folder / name for name in BUNDLES}
     for title, folder in {"checkpoint": places.model, **bundles, "OpenVINO": places.openvino}.items():
         if folder.is_dir():
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            held = [Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names]
+            size = sum(path.stat().st_size for path in held)
             yield Line("disk", model.name, "", title, "bytes", [size]).to_json()
     for form, path in bench.adapter(model, DECLARED).items():
         yield Line("disk", model.name, "", f"adapter: {form}", "bytes", [Path(path).stat().st_size]).to_json()
