@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import lora_edge
 from lora_edge import Multiplier
-from lora_edge.errors import RequestError
+from lora_edge.errors import ComponentMissing, RequestError
 from lora_edge.runtime.engine import Engine
 
 LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -91,11 +91,11 @@ def test_plain_numbers_do_what_multipliers_do(engine: Engine, styles: Path) -> N
             assert all(np.array_equal(fed[name], expected[name]) for name in fed)
             assert all(fed[name].dtype == expected[name].dtype for name in fed)
     for adapters in ([], [(ink, 1.0)], [(ink, Multiplier(1.0))]):
-        with pytest.raises(lora_edge.ComponentMissing, match="nothing"):
+        with pytest.raises(ComponentMissing, match="nothing"):
             engine.feeds("nothing", adapters)
     wrongs: tuple[Any, ...] = (ink, [ink], [(ink,)], [("ink", 1.0)], [(ink, 1.0, 1.0)], [[(ink, 1.0)]], 5)
     for wrong in wrongs:
-        with pytest.raises((lora_edge.RequestError, TypeError)):
+        with pytest.raises((RequestError, TypeError)):
             engine.feeds("unet", wrong)
 
 
