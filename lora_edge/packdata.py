@@ -6,6 +6,7 @@ to nothing, in pieces that stay in a processor's cache.
 """
 
 import math
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,16 @@ class Stored:
     dtype: np.dtype[Any]
     widen: Callable[[Array, FloatArray], None]
     limit: float
+
+
+def room(count: int) -> FloatArray:
+    """Float32 that nothing was written to, in small pages where the system lets us choose.
+
+    numpy asks for large ones, and the system may have to move what lies in their way first.
+    """
+    if not count or not (hasattr(mmap, "MAP_PRIVATE") and hasattr(mmap, "MAP_ANONYMOUS")):
+        return np.empty(count, np.float32)
+    return np.frombuffer(mmap.mmap(-1, 4 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.float32)
 
 
 def fill(data: FloatArray, file: FileIO, start: int, stored: Stored, threads: ThreadPoolExecutor) -> Iterator[bool]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from lora_edge.arrays import Array, FloatArray
 from lora_edge.forms import ComponentForms, Form
-from lora_edge.packdata import HALVES, SINGLES, THREADS, fill
+from lora_edge.packdata import HALVES, SINGLES, THREADS, fill, room
 from lora_edge.packhead import KEY, Head
 from lora_edge.ports import lanes_of
 from lora_edge.slots import SlotTable
@@ -71,7 +71,7 @@ def read_quick(path: Path, tables: Mapping[str, SlotTable], marks: Mapping[str, 
             count = size // stored.dtype.itemsize
             if 4 * count > max_bytes:
                 return None
-            data = np.empty(count, np.float32)
+            data = room(count)
             filled = fill(data, file, 8 + length, stored, threads)
             made = _described(text, size, tables, marks)
             if made is None or (made[0].dtype == "fp16") != (stored is HALVES):

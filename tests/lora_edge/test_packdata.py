@@ -1,5 +1,6 @@
 """Numbers of a file in pieces, by several threads: as numpy reads them, and none that is not finite or not there."""
 
+import mmap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from lora_edge import packdata
 from lora_edge.arrays import FloatArray
-from lora_edge.packdata import HALVES, SINGLES, Stored, fill
+from lora_edge.packdata import HALVES, SINGLES, Stored, fill, room
 
 HEADER = b"twelve bytes"
 KINDS = [(HALVES, np.dtype("<f2")), (SINGLES, np.dtype("<f4"))]
@@ -52,3 +53,13 @@ def test_a_file_that_ends_before_is_found(tmp_path: Path, stored: Stored, dtype:
     for end in range(len(HEADER), len(whole)):
         (path := tmp_path / "x").write_bytes(whole[:end])
         assert not filled(path, 30, stored)[0]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5000])
+def test_room_is_an_array_like_any_other(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    for _ in range(2):
+        made = room(count)
+        assert made.dtype == np.float32 and made.shape == (count,) and made.flags.writeable
+        made[:] = 1
+        assert made.sum() == count
+        monkeypatch.delattr(mmap, "MAP_PRIVATE", raising=False)  # a system without it
