@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-import numpy as np
-
 from lora_edge.arrays import Array, FloatArray
 from lora_edge.forms import ComponentForms, Form
 from lora_edge.packdata import HALVES, SINGLES, THREADS, fill, room
