@@ -91,6 +91,13 @@ def test_a_failed_run_holds_nothing() -> None:
     assert once.runs == 4
 
 
+def test_a_brief_graph_holds_nothing() -> None:
+    once = Once()
+    graph = Halves(once, Step(), brief=True)
+    assert [float(graph.run(feeds())["out"][0, 0]) for _ in range(2)] == [2, 2]
+    assert (once.runs, graph._held, graph._seen) == (2, {}, None)
+
+
 def test_refusals() -> None:
     graph = Halves(Once(), Step())
     with pytest.raises(GraphFailed, match="has no input strange"):
@@ -114,13 +121,15 @@ def test_halves_of_a_bundle(tiny_bundle: Path, backend: str, scope: str) -> None
         onnxruntime.InferenceSession(path, _silent(), providers=["CPUExecutionProvider"])
         for path in unet.halves[backend][scope]
     )
-    held = {port.name for port in once.get_outputs()}
+    shapes = {port.name: port.shape for port in once.get_outputs()}
+    held = shapes.keys()
     taken = {port.name for port in step.get_inputs() if port.name.startswith(HELD)}
     assert held == taken
     assert not {port.name for port in once.get_inputs()} & {"sample", "timestep"}
     for layer in ("attn2.to_k", "attn2.to_v"):
         prompted = {slot.name for slot in unet.table if slot.name.endswith(layer)}
         assert prompted <= {name.removeprefix(HELD) for name in held}
+        assert all({"rows", "tokens"} <= {*shapes[HELD + name]} for name in prompted), "axes are the prompt's"
 
 
 def test_results_are_those_of_the_whole_graph(tiny_bundle: Path) -> None:
@@ -133,9 +142,11 @@ def test_results_are_those_of_the_whole_graph(tiny_bundle: Path) -> None:
     }
     whole = Session(unet.graph, threads=1).run(given)["out_sample"]
     for scope, files in unet.halves["onnxruntime"].items():
-        halves = Halves(*(Session(half, threads=1) for half in files))
-        for _ in range(2):
-            assert np.allclose(halves.run(given)["out_sample"], whole, rtol=0, atol=1e-5), scope
+        for brief in (False, True):
+            once, step = (Session(half, threads=1, brief=brief) for half in files)
+            halves = Halves(once, step, brief=brief)
+            for _ in range(2):
+                assert np.allclose(halves.run(given)["out_sample"], whole, rtol=0, atol=1e-5), scope
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
