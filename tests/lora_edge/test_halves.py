@@ -10,11 +10,13 @@ import pytest
 from lora_edge.arrays import Array
 from lora_edge.bundle import Bundle
 from lora_edge.errors import GraphFailed
+from lora_edge.forms import ComponentForms, LowRank
 from lora_edge.graph import GraphInput
 from lora_edge.halves import Halves
+from lora_edge.mix import Mix
 from lora_edge.runtime.backends import Wishes, choose
 from lora_edge.runtime.session import Session
-from lora_edge.scope import LINEAR, SCOPES
+from lora_edge.scope import LINEAR, LOWRANK, SCOPES, Scope
 from lora_edge.slots import HELD, SCALES
 
 FLOAT = np.dtype(np.float32)
@@ -147,6 +149,34 @@ def test_results_are_those_of_the_whole_graph(tiny_bundle: Path) -> None:
             halves = Halves(once, step, brief=brief)
             for _ in range(2):
                 assert np.allclose(halves.run(given)["out_sample"], whole, rtol=0, atol=1e-5), scope
+
+
+@pytest.mark.parametrize("scope", [LINEAR, LOWRANK], ids=lambda scope: scope.name)
+def test_adapters_of_other_ranks_and_rows_follow_each_other(tiny_bundle: Path, scope: Scope) -> None:
+    """On every layer, on half of them, on none: what has another shape than before gets memory of its own."""
+    unet, random = Bundle.open(tiny_bundle).component("unet"), np.random.default_rng(0)
+    whole = Session(unet.graph, threads=1)
+    once, step = (Session(half, threads=1) for half in unet.halves["onnxruntime"][scope.name])
+    halves = Halves(once, step)
+    slots = [slot for slot in unet.table if scope.leaves(slot)]
+    for every, rank, rows in ((1, 4, 1), (1, 16, 1), (2, 16, 1), (2, 3, 2), (1, 3, 2), (1, 5, 2), (1, 5, 1), (3, 0, 1)):
+        forms = {
+            slot.name: (
+                LowRank(
+                    random.standard_normal((slot.patch, rank), np.float32) * np.float32(slot.patch**-0.5),
+                    random.standard_normal((rank, slot.out_features), np.float32) * np.float32(0.1),
+                ),
+            )
+            for slot in slots[::every]
+        }
+        given = {
+            "sample": random.standard_normal((rows, 4, 16, 16), np.float32),
+            "timestep": np.array([300], np.float32),
+            "encoder_hidden_states": random.standard_normal((rows, 77, 64), np.float32),
+            **Mix(unet.table, [ComponentForms(forms)]).feeds(np.linspace(0.5, 1, rows, dtype=np.float32)[:, None]),
+        }
+        expected = whole.run(given)["out_sample"]
+        assert np.allclose(halves.run(given)["out_sample"], expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
