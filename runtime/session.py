@@ -178,10 +178,12 @@ class Session:
 
         The latter is for what a half holds for another: asking for new pages would take longer than to fill them.
         """
-        shapes = _shapes(feeds, self._plain)
-        same = [now == last for now, last in zip(shapes, self._shapes, strict=True)]
-        kept = {name: array for name, array in self._kept.items() if same[name in self._ranked]}
-        self._kept, self._shapes = {}, shapes
+        kept: Mapping[str, Array] = {}
+        if self._holds:
+            shapes = _shapes(feeds, self._plain)
+            same = [now == last for now, last in zip(shapes, self._shapes, strict=True)]
+            kept = {name: array for name, array in self._kept.items() if same[name in self._ranked]}
+            self._kept, self._shapes = {}, shapes
         for name in self._outputs:
             if name in kept:
                 self._binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(kept[name]))

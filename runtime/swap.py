@@ -74,7 +74,9 @@ class Swap:
             step, steps: which of how many, counted from 0, for multipliers that move.
 
         Raises:
-            RequestError: a multiplier that is not finite, or rows that differ in number or where they cannot.
+            ComponentMissing: the bundle has none of that name.
+            RequestError: something else than pairs, a multiplier that is not finite, or rows that differ in number or
+                where they cannot.
         """
         plain = plain_sums(component, adapters)
         if plain is None:

@@ -80,6 +80,14 @@ def test_arrays_that_do_not_lie_in_order(path: Path, plain: Any, engine: Engine,
     np.testing.assert_array_equal(session.run({**fed, **turned})["out_sample"], plain({**fed, **feeds}))
 
 
+def test_what_is_missing_is_said_in_onnxruntimes_words(path: Path) -> None:
+    session = Session(path, threads=1)
+    fed = inputs(session)
+    del fed["encoder_hidden_states"]
+    with pytest.raises(GraphFailed, match=r"refused the inputs: Error in execution: .*encoder_hidden_states"):
+        session.run(fed)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
