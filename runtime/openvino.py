@@ -13,6 +13,7 @@ from lora_edge.errors import BackendUnavailable, BundleDamaged, GraphFailed
 from lora_edge.feeds import check_ids, check_lanes, check_names, check_rows
 from lora_edge.graph import GraphInput
 from lora_edge.neutral import defaults
+from lora_edge.runtime.memory import forget_pages
 from lora_edge.slots import HELD, SCALES, TOKENS, SlotTable
 
 DEVICE = "CPU"
@@ -66,7 +67,8 @@ class OpenVinoGraph:
     """A graph file with plain inputs, compiled once (the `Graph` of this backend).
 
     Adapter inputs have defaults all the same: what is not fed holds what changes nothing. Inputs and outputs are
-    float32 in every precision. Weights are read from pages of the bundle's own file.
+    float32 in every precision. Weights are read from pages of the bundle's own file, and those let go of when OpenVINO
+    has laid them out as the processor likes them.
 
     Args:
         path: a `.onnx` file, its external data beside it.
@@ -128,7 +130,7 @@ class OpenVinoGraph:
         check_names("graph", feeds, self._inputs, self._defaults)
         self._check_ids(feeds)
         check_rows([feeds[name] for name in self._plain], feeds.get(SCALES))
-        self._check_shapes({name: feeds[name].shape for name in self._plain})
+        fresh = self._check_shapes({name: feeds[name].shape for name in self._plain})
         changed = [name for name, array in feeds.items() if self._bound.get(name) is not array]
         gone = self._bound.keys() - feeds.keys()
         if gone or not self._inputs.keys() >= {*changed}:  # what is bound already was checked then
@@ -148,6 +150,8 @@ class OpenVinoGraph:
         except Exception as error:
             self._recover()
             raise GraphFailed(f"OpenVINO could not run the graph: {_last_line(error)}") from error
+        if fresh:  # that is when weights are laid out anew, and the file is read for it
+            forget_pages(self._path.parent)
         results = {name: self._result(name, tensor) for name, tensor in made.items()}
         if not all(array.size or name.startswith(HELD) for name, array in results.items()):
             # with one thread, it gives up without a word
@@ -180,16 +184,21 @@ class OpenVinoGraph:
         self._compile()
         self._reset()
 
-    def _check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Ask OpenVINO whether every layer takes what these shapes make of it, before a run finds out half way."""
+    def _check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Ask OpenVINO whether every layer takes what these shapes make of it, before a run finds out half way.
+
+        Returns:
+            Whether it was never asked of them before.
+        """
         key = tuple(shapes.values())
         if key in self._fitting:
-            return
+            return False
         try:
             self._model.reshape({name: list(shape) for name, shape in shapes.items()})
         except Exception as error:
             raise GraphFailed(f"OpenVINO refused the inputs: {_last_line(error)}") from error
         self._fitting.add(key)
+        return True
 
     def _blank(self, name: str) -> Any:
         """Where the next run writes an output: memory of its own, which becomes the caller's.

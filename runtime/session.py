@@ -11,6 +11,7 @@ import onnxruntime
 from lora_edge.arrays import Array, over
 from lora_edge.errors import BackendUnavailable, BundleDamaged, GraphFailed, RequestError, first_line
 from lora_edge.graph import GraphInput
+from lora_edge.runtime.memory import forget_pages
 from lora_edge.slots import HELD, RANKS, SCALES
 
 _DTYPES = {
@@ -86,7 +87,8 @@ class Session:
             threads: of one run; 0 takes one per physical core.
             arena: where intermediate results lie, see `Arena`.
             brief: for few runs, in little memory. Nothing stays bound from run to run, and weights are not laid out
-                anew as the processor likes them, which takes five times as long to open and the memory of a copy.
+                anew as the processor likes them, which takes five times as long to open and the memory of a copy; the
+                file's own pages are let go of after every run.
 
         Raises:
             BackendUnavailable: a provider is not installed, or cannot be set up.
@@ -117,7 +119,7 @@ class Session:
         self._optional = _described(self._session.get_overridable_initializers())
         self._plain = {name for name in self._inputs if not name.startswith(HELD)}
         self._outputs = tuple(port.name for port in self._session.get_outputs())
-        self._brief = brief
+        self._path, self._brief = path, brief
         self._holds = all(name.startswith(HELD) for name in self._outputs) and self.providers == ON_CPU and not brief
         self._ranked = _ranked(self._session, self._inputs)
         self._kept: Mapping[str, Array] = {}
@@ -155,6 +157,7 @@ class Session:
             self._kept = results
         if self._brief:
             self._unbind()
+            forget_pages(self._path.parent)
         return dict(results)
 
     def _results(self) -> dict[str, Array]:
