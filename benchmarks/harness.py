@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 RESAMPLES = 2000  # of the bootstrap
-Turn = Callable[[], float]
+T = TypeVar("T")
 
 
 class Failed(Exception):
@@ -28,8 +28,8 @@ class Failed(Exception):
 
 
 def in_turns(
-    turns: Mapping[Any, Turn], rounds: int, title: str = "", warm: int = 1
-) -> tuple[dict[Any, list[float]], dict[Any, str]]:
+    turns: Mapping[Any, Callable[[], T]], rounds: int, title: str = "", warm: int = 1
+) -> tuple[dict[Any, list[T]], dict[Any, str]]:
     """Let everybody take turns.
 
     Args:
@@ -39,10 +39,10 @@ def in_turns(
         warm: rounds before them that do not count.
 
     Returns:
-        Whoever -> one number per round, in the order of rounds; and those who `Failed` on the way -> why.
+        Whoever -> one of what was measured per round, in the order of rounds; and those who `Failed` on the way -> why.
     """
     names = list(turns)
-    made: dict[Any, list[float]] = {name: [] for name in names}
+    made: dict[Any, list[T]] = {name: [] for name in names}
     lost: dict[Any, str] = {}
     with tqdm(total=(warm + rounds) * len(names), desc=title, mininterval=5, leave=False) as bar:
         for index in range(-warm, rounds):

@@ -1,11 +1,12 @@
 """Steps in turns: the method that several questions share.
 
-A turn makes the case's adapters active, runs one step that does not count if that changed anything, and then
-the steps that do; a step is one call of the UNet with two rows for each image, as guidance needs.
+A turn makes the case's adapters active, runs one step that does not count, and then the steps that do; a step is one
+call of the UNet with two rows for each image, as guidance needs. A case that is told beside another one takes its turn
+right after that one's, every time: what the machine does to one it most likely does to the other.
 """
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -66,29 +67,34 @@ def compare(
     for group in bench.groups(named, references, model):
         players = bench.players(group, model)
         here = [case for case in cases if case.contestant in group]
-        turns, slowest = {}, 0.0
+        took: dict[Case, float] = {}
         for case in here:
-            why = _tried(players[case.contestant], case, latents)
-            if isinstance(why, float):
-                player = players[case.contestant]
-                turns[case] = partial(turn, player, case, latents, model.counted)
-                slowest = max(slowest, why)
+            tried = _tried(players[case.contestant], case, latents)
+            if isinstance(tried, float):
+                took[case] = tried
             elif case not in seen:
-                yield unable(question, model.name, case.contestant, case.title, why) | {"latents": latents}
-        rounds = bench.rounds if slowest < SLOW else max(3, slowly or bench.rounds // 2)
+                yield unable(question, model.name, case.contestant, case.title, tried) | {"latents": latents}
+        rounds = bench.rounds if max(took.values(), default=0.0) < SLOW else max(3, slowly or bench.rounds // 2)
+        against = {case: reference[case] for case in took if reference.get(case) in took}
+        alone = {case: partial(turn, players[case.contestant], case, latents, model.counted) for case in took}
+        turns = {case: partial(_pair, alone.get(against[case]) if case in against else None, alone[case]) for case in took}
         made, lost = in_turns(turns, rounds, f"{question}, {model.name}, {latents}x{latents}", warm=0)
         for case, why in lost.items():
             yield unable(question, model.name, case.contestant, case.title, why) | {"latents": latents}
-        for case, values in made.items():
+        for case, pairs in made.items():
             if case in seen:  # a reference, measured again for the next group
                 continue
-            against = reference.get(case)
-            beside = made.get(against, ()) if against else ()
-            player = players[case.contestant]
-            facts = {**case.facts, "latents": latents, "images": case.images, **player.facts}
-            what = f"{against.contestant}: {against.title}" if against else ""
+            values = [seconds for _, seconds in pairs]
+            beside = [seconds for seconds, _ in pairs if seconds is not None]
+            what = f"{against[case].contestant}: {against[case].title}" if case in against else ""
+            facts = {**case.facts, "latents": latents, "images": case.images, **players[case.contestant].facts}
             yield Line(question, model.name, case.contestant, case.title, "s", values, beside, what, facts).to_json()
         seen |= {*here}
+
+
+def _pair(beside: Callable[[], float] | None, own: Callable[[], float]) -> tuple[float | None, float]:
+    """The turn that a case is told beside, and its own."""
+    return beside() if beside else None, own()
 
 
 def _tried(player: Player | str, case: Case, latents: int) -> float | str:
