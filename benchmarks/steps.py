@@ -75,9 +75,8 @@ def compare(
             elif case not in seen:
                 yield unable(question, model.name, case.contestant, case.title, tried) | {"latents": latents}
         rounds = bench.rounds if max(took.values(), default=0.0) < SLOW else max(3, slowly or bench.rounds // 2)
-        against = {case: reference[case] for case in took if reference.get(case) in took}
         alone = {case: partial(turn, players[case.contestant], case, latents, model.counted) for case in took}
-        turns = {case: partial(_pair, alone.get(against[case]) if case in against else None, alone[case]) for case in took}
+        turns = {case: partial(_pair, alone.get(reference.get(case)), own) for case, own in alone.items()}
         made, lost = in_turns(turns, rounds, f"{question}, {model.name}, {latents}x{latents}", warm=0)
         for case, why in lost.items():
             yield unable(question, model.name, case.contestant, case.title, why) | {"latents": latents}
@@ -86,7 +85,7 @@ def compare(
                 continue
             values = [seconds for _, seconds in pairs]
             beside = [seconds for seconds, _ in pairs if seconds is not None]
-            what = f"{against[case].contestant}: {against[case].title}" if case in against else ""
+            what = f"{reference[case].contestant}: {reference[case].title}" if beside else ""
             facts = {**case.facts, "latents": latents, "images": case.images, **players[case.contestant].facts}
             yield Line(question, model.name, case.contestant, case.title, "s", values, beside, what, facts).to_json()
         seen |= {*here}

@@ -60,7 +60,7 @@ class StableDiffusionCpp(Contestant):
         return np.diff(marks).tolist()
 
     def times(self, inputs: Mapping[str, np.ndarray], count: int) -> list[float]:
-        """One row is asked for where a change is looked for: a whole image then, and after it those without adapters."""
+        """One row is asked for where a change is looked for: a whole image, then what one without adapters takes."""
         rows, _, latents, _ = inputs["sample"].shape
         if rows > 1:
             return self._generate(latents, count + 1)[-count:]
