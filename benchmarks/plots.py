@@ -47,7 +47,8 @@ def growth(found: Found, model: str, axes: Axes) -> bool:
             )  # fmt: skip
     axes.set(xlabel="total rank", ylabel="a step, over the plain graph's", title=_title(found, "growth", model))
     axes.axhline(1, color="tab:gray", linewidth=0.8)
-    axes.legend(fontsize="small")
+    if axes.containers:
+        axes.legend(fontsize="small")
     return bool(axes.containers)
 
 

@@ -27,34 +27,23 @@ class Halves:
     def __init__(self, once: Graph, step: Graph, *, brief: bool = False) -> None:
         self._once, self._step, self._brief = once, step, brief
         plain = {**step.inputs, **once.inputs}
-        self._inputs = {name: port for name, port in plain.items() if name not in once.outputs}
-        self._optional = {**once.optional, **step.optional}
+        self.inputs: Mapping[str, GraphInput] = {n: port for n, port in plain.items() if n not in once.outputs}
+        self.optional: Mapping[str, GraphInput] = {**once.optional, **step.optional}
+        self.outputs = step.outputs
         self._of_once = {**once.inputs, **once.optional}.keys()
         self._of_step = {**step.inputs, **step.optional}.keys()
         self._seen: dict[str, Array] | None = None
         self._held: dict[str, Array] = {}
 
-    @property
-    def inputs(self) -> Mapping[str, GraphInput]:
-        return self._inputs
-
-    @property
-    def optional(self) -> Mapping[str, GraphInput]:
-        return self._optional
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return self._step.outputs
-
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `Graph.run`. Adapter inputs are known by identity, as long as every run is fed the same arrays."""
-        check_names("graph", feeds, self._inputs, self._optional)
-        check_rows([feeds[name] for name in self._inputs], feeds.get(SCALES))
+        check_names("graph", feeds, self.inputs, self.optional)
+        check_rows([feeds[name] for name in self.inputs], feeds.get(SCALES))
         given = {name: array for name, array in feeds.items() if name in self._of_once}
         if not self._has_seen(given):
             self._seen = None  # a run that fails half way has written over some of what is held
             self._held = self._once.run(given)
-            self._seen = {name: array.copy() if name in self._inputs else array for name, array in given.items()}
+            self._seen = {name: array.copy() if name in self.inputs else array for name, array in given.items()}
         made = self._step.run({**{name: feeds[name] for name in feeds if name in self._of_step}, **self._held})
         if self._brief:
             self._seen, self._held = None, {}

@@ -49,18 +49,10 @@ class Filled:
     def __init__(self, graph: Graph, table: SlotTable, norms: Mapping[str, Array]) -> None:
         self._graph = graph
         self._defaults = defaults(table, norms, {name: port.shape for name, port in graph.inputs.items()})
-
-    @property
-    def inputs(self) -> Mapping[str, GraphInput]:
-        return {name: port for name, port in self._graph.inputs.items() if name not in self._defaults}
-
-    @property
-    def optional(self) -> Mapping[str, GraphInput]:
-        return {name: self._graph.inputs[name] for name in self._defaults}
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return self._graph.outputs
+        ports, held = graph.inputs, self._defaults
+        self.inputs: Mapping[str, GraphInput] = {name: port for name, port in ports.items() if name not in held}
+        self.optional: Mapping[str, GraphInput] = {name: ports[name] for name in held}
+        self.outputs = graph.outputs
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         return self._graph.run({**self._defaults, **feeds})

@@ -100,25 +100,13 @@ class OpenVinoGraph:
         self._compile()
         self._fitting: set[tuple[tuple[int, ...], ...]] = set()  # shapes of plain inputs that the graph takes
         ports = {port.any_name: _described(port) for port in self._compiled.inputs}
-        self._outputs = tuple(port.any_name for port in self._compiled.outputs)
+        self.outputs = tuple(port.any_name for port in self._compiled.outputs)
         self._defaults = defaults(table, norms, {name: port.shape for name, port in ports.items()})
-        self._inputs = {name: port for name, port in ports.items() if name not in self._defaults}
-        self._optional = {name: ports[name] for name in self._defaults}
-        self._plain = [name for name in self._inputs if not name.startswith(HELD)]
+        self.inputs: Mapping[str, GraphInput] = {n: port for n, port in ports.items() if n not in self._defaults}
+        self.optional: Mapping[str, GraphInput] = {name: ports[name] for name in self._defaults}
+        self._plain = [name for name in self.inputs if not name.startswith(HELD)]
         self._table, self._vocabulary = table, vocabulary
         self._reset()
-
-    @property
-    def inputs(self) -> Mapping[str, GraphInput]:
-        return self._inputs
-
-    @property
-    def optional(self) -> Mapping[str, GraphInput]:
-        return self._optional
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return self._outputs
 
     @property
     def precision(self) -> str:
@@ -127,13 +115,13 @@ class OpenVinoGraph:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `Graph.run`. Adapter inputs stay bound, by identity, for as long as every run is fed the same arrays."""
-        check_names("graph", feeds, self._inputs, self._defaults)
+        check_names("graph", feeds, self.inputs, self._defaults)
         self._check_ids(feeds)
         check_rows([feeds[name] for name in self._plain], feeds.get(SCALES))
         fresh = self._check_shapes({name: feeds[name].shape for name in self._plain})
         changed = [name for name, array in feeds.items() if self._bound.get(name) is not array]
         gone = self._bound.keys() - feeds.keys()
-        if gone or not self._inputs.keys() >= {*changed}:  # what is bound already was checked then
+        if gone or not self.inputs.keys() >= {*changed}:  # what is bound already was checked then
             check_lanes(self._table, {**self._defaults, **feeds})
         try:
             for name in {*changed, *self._plain}:  # plain inputs may be refilled in place
@@ -141,7 +129,7 @@ class OpenVinoGraph:
             for name in gone:  # what is fed no more has its default again
                 self._bind(name, self._defaults[name])
                 del self._bound[name]
-            made = {name: self._blank(name) for name in self._outputs}
+            made = {name: self._blank(name) for name in self.outputs}
         except Exception as error:
             self._reset()
             raise GraphFailed(f"OpenVINO refused the inputs: {_last_line(error)}") from error
@@ -228,7 +216,7 @@ class OpenVinoGraph:
     def _check_ids(self, feeds: Mapping[str, Array]) -> None:
         if TOKENS not in self._defaults or self._vocabulary is None:
             return
-        (name,) = self._inputs
+        (name,) = self.inputs
         check_ids(name, feeds[name], self._vocabulary, len(feeds.get(TOKENS, ())))
 
     def _bind(self, name: str, array: Array) -> None:

@@ -115,28 +115,16 @@ class Session:
         lost = [name for name in providers if name not in self._session.get_providers()]
         if lost:
             raise BackendUnavailable(f"onnxruntime could not set up {lost[0]} on this machine (see its own messages)")
-        self._inputs = _described(self._session.get_inputs())
-        self._optional = _described(self._session.get_overridable_initializers())
-        self._plain = {name for name in self._inputs if not name.startswith(HELD)}
-        self._outputs = tuple(port.name for port in self._session.get_outputs())
+        self.inputs: Mapping[str, GraphInput] = _described(self._session.get_inputs())
+        self.optional: Mapping[str, GraphInput] = _described(self._session.get_overridable_initializers())
+        self._plain = {name for name in self.inputs if not name.startswith(HELD)}
+        self.outputs = tuple(port.name for port in self._session.get_outputs())
         self._path, self._brief = path, brief
-        self._holds = all(name.startswith(HELD) for name in self._outputs) and self.providers == ON_CPU and not brief
-        self._ranked = _ranked(self._session, self._inputs)
+        self._holds = all(name.startswith(HELD) for name in self.outputs) and self.providers == ON_CPU and not brief
+        self._ranked = _ranked(self._session, self.inputs)
         self._kept: Mapping[str, Array] = {}
         self._shapes: Sequence[Hashable] = None, None
         self._unbind()
-
-    @property
-    def inputs(self) -> Mapping[str, GraphInput]:
-        return self._inputs
-
-    @property
-    def optional(self) -> Mapping[str, GraphInput]:
-        return self._optional
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return self._outputs
 
     @property
     def providers(self) -> list[str]:
@@ -149,7 +137,7 @@ class Session:
             self._bind(feeds)
             kept = self._bind_outputs(feeds)
             self._session.run_with_iobinding(self._binding)
-            results = kept if len(kept) == len(self._outputs) else {**self._results(), **kept}
+            results = kept if len(kept) == len(self.outputs) else {**self._results(), **kept}
         except Exception as error:
             self._unbind()
             raise GraphFailed(f"onnxruntime refused the inputs: {first_line(error)}") from error
@@ -164,8 +152,8 @@ class Session:
         """The outputs where onnxruntime left them, or copies of what lies on another device."""
         values = self._binding.get_outputs()
         if any(value.device_name() != "cpu" for value in values):
-            return dict(zip(self._outputs, self._binding.copy_outputs_to_cpu(), strict=True))
-        return {name: over(value.numpy(), value) for name, value in zip(self._outputs, values, strict=True)}
+            return dict(zip(self.outputs, self._binding.copy_outputs_to_cpu(), strict=True))
+        return {name: over(value.numpy(), value) for name, value in zip(self.outputs, values, strict=True)}
 
     def _bind(self, feeds: Mapping[str, Array]) -> None:
         """Hand over what has changed since the last run; nothing is copied, the arrays are used where they lie."""
@@ -187,7 +175,7 @@ class Session:
             same = [now == last for now, last in zip(shapes, self._shapes, strict=True)]
             kept = {name: array for name, array in self._kept.items() if same[name in self._ranked]}
             self._kept, self._shapes = {}, shapes
-        for name in self._outputs:
+        for name in self.outputs:
             if name in kept:
                 self._binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(kept[name]))
             else:

@@ -98,7 +98,9 @@ class TorchGraph:
     def __init__(self, parts: Parts, device: str = "cpu", precision: str = "fp32", threads: int = 0) -> None:
         self._parts, self._threads = parts, threads
         self._carry = Carrier(torch.device(device), PRECISIONS[precision])
-        self._optional = parts.optional
+        self.inputs: Mapping[str, GraphInput] = parts.inputs
+        self.optional: Mapping[str, GraphInput] = parts.optional
+        self.outputs = parts.outputs
         self._updates: dict[str, Update] = {}  # of the run at hand, as are the tokens
         self._added: list[tuple[Tensor, Tensor, Tensor]] = []
         self._steps = _compiled(parts, self._carry.device, self._updates, self._added)
@@ -111,20 +113,8 @@ class TorchGraph:
             name: value for value, name in parts.program.tensors.items() if name.rpartition(".")[0] in parts.table.norms
         }
 
-    @property
-    def inputs(self) -> Mapping[str, GraphInput]:
-        return self._parts.inputs
-
-    @property
-    def optional(self) -> Mapping[str, GraphInput]:
-        return self._optional
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return self._parts.outputs
-
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        check_names(self._parts.table.component, feeds, self.inputs, self._optional)
+        check_names(self._parts.table.component, feeds, self.inputs, self.optional)
         if self._threads:
             torch.set_num_threads(self._threads)
         try:
@@ -147,7 +137,7 @@ class TorchGraph:
     def _plain(self, feeds: Mapping[str, Array]) -> Values:
         """The required inputs; of ids, those of the base alone, while the added ones wait for the embedding."""
         given = {name: feeds[name] for name in self.inputs}
-        if TOKENS in self._optional:
+        if TOKENS in self.optional:
             ids, name = next(iter(given.values())), next(iter(given))
             table = feeds.get(TOKENS, _EMPTY)
             vocabulary = len(self._parts.tensors[EMBEDDING])

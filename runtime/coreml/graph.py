@@ -47,31 +47,23 @@ class PackagedGraph:
 
     def __init__(self, component: str, packaged: Packaged, open_package: OpenPackage) -> None:
         self._plain = translate.inputs(component, packaged)
-        self._optional = {name: GraphInput(port.shape, port.dtype) for name, port in packaged.adapter_inputs.items()}
+        self.inputs: Mapping[str, GraphInput] = {name: given.described for name, given in self._plain.items()}
+        self.optional: Mapping[str, GraphInput] = {
+            name: GraphInput(port.shape, port.dtype) for name, port in packaged.adapter_inputs.items()
+        }
         self._outputs = translate.outputs(component, packaged)
+        self.outputs = tuple(self._outputs)
         self._rows = next(iter(self._plain.values())).port.shape[0]
         self._stages = [(tuple(stage.inputs), open_package(stage.path)) for stage in packaged.stages]
 
-    @property
-    def inputs(self) -> Mapping[str, GraphInput]:
-        return {name: given.described for name, given in self._plain.items()}
-
-    @property
-    def optional(self) -> Mapping[str, GraphInput]:
-        return self._optional
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return tuple(self._outputs)
-
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        if strange := feeds.keys() - self._plain.keys() - self._optional.keys():
+        if strange := feeds.keys() - self._plain.keys() - self.optional.keys():
             raise RequestError(
                 f"the Core ML packages have no input {', '.join(sorted(strange))} (embeddings are among what they "
                 "lack); use the backend onnxruntime"
             )
         plain = {name: given.turn(feeds[name]) for name, given in self._plain.items()}
-        adapters = {name: feeds[name] for name in feeds.keys() & self._optional.keys()}
+        adapters = {name: feeds[name] for name in feeds.keys() & self.optional.keys()}
         counts = {len(array) for array in plain.values()} - {1}
         if len(counts) > 1:
             told = ", ".join(f"{name} {len(array)}" for name, array in plain.items())
