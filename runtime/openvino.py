@@ -134,7 +134,7 @@ class OpenVinoGraph:
             self._reset()
             raise GraphFailed(f"OpenVINO refused the inputs: {_last_line(error)}") from error
         try:
-            self._request.infer()
+            self._request.infer(share_outputs=True)  # or what it made is copied, to be thrown away
         except Exception as error:
             self._recover()
             raise GraphFailed(f"OpenVINO could not run the graph: {_last_line(error)}") from error
@@ -154,6 +154,8 @@ class OpenVinoGraph:
         except Exception as error:
             raise BundleDamaged(f"OpenVINO cannot open {self._path}: {_last_line(error)}") from error
         self._request = self._compiled.create_infer_request()
+        # by a name, each would be looked for among all of them
+        self._ports = {port.any_name: port for port in (*self._compiled.inputs, *self._compiled.outputs)}
         self._kept: dict[str, Any] = {}  # tensors of what is held
         self._results: dict[str, Array] = {}  # the arrays over them
 
@@ -195,10 +197,10 @@ class OpenVinoGraph:
         """
         if name in self._kept:
             return self._kept[name]
-        port = self._compiled.output(name)
+        port = self._ports[name]
         shape = [0 if axis.is_dynamic else axis.get_length() for axis in port.get_partial_shape()]
         made = openvino.Tensor(port.get_element_type(), openvino.Shape(shape))
-        self._request.set_tensor(name, made)
+        self._request.set_tensor(port, made)
         if name.startswith(HELD):
             self._kept[name] = made
         return made
@@ -226,7 +228,7 @@ class OpenVinoGraph:
             tensor = openvino.Tensor(readable, openvino.Shape(readable.shape), self._precision)
         else:
             tensor = openvino.Tensor(readable, shared_memory=True)
-        self._request.set_tensor(name, tensor)
+        self._request.set_tensor(self._ports[name], tensor)
         self._bound[name], self._held[name] = array, readable
 
     def _reset(self) -> None:
