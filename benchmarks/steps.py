@@ -17,6 +17,7 @@ from benchmarks.harness import Failed, Line, in_turns, unable
 from benchmarks.models import Model
 
 SLOW = 1.0  # seconds of a step from which fewer rounds do
+TURN = 2.5  # seconds of a turn in which so many steps count as find room
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Case:
 
 
 def turn(player: Player, case: Case, latents: int, counted: int) -> float:
-    """Seconds of a step, the median of those that count; one goes before them, as others had the machine till now."""
+    """Seconds of a step, the median of so many; one goes before them, as others had the machine till now."""
     rows = 2 * case.images
     player.hold(case.adapters)
     player.steps(latents, rows)
@@ -53,13 +54,13 @@ def compare(
     latents: int,
     cases: Sequence[Case],
     reference: Mapping[Case, Case],
-    slowly: int = 0,
+    share: int = 1,
 ) -> Iterator[dict[str, Any]]:
     """Lines of all cases, each beside its reference in the same rounds.
 
     Args:
         reference: case -> the one that its ratio is made with.
-        slowly: rounds where steps are slow, at least 3; 0 for half as many as usual.
+        share: of the rounds one in so many is made, and half of that where steps are slow; at least 3.
     """
     named = list(dict.fromkeys(case.contestant for case in cases))
     references = list(dict.fromkeys(case.contestant for case in reference.values()))
@@ -74,8 +75,10 @@ def compare(
                 took[case] = tried
             elif case not in seen:
                 yield unable(question, model.name, case.contestant, case.title, tried) | {"latents": latents}
-        rounds = bench.rounds if max(took.values(), default=0.0) < SLOW else max(3, slowly or bench.rounds // 2)
-        alone = {case: partial(turn, players[case.contestant], case, latents, model.counted) for case in took}
+        slow = max(took.values(), default=0.0) >= SLOW
+        rounds = max(3, bench.rounds // share // (2 if slow else 1))
+        counted = {case: max(model.counted, int(TURN / seconds)) for case, seconds in took.items()}
+        alone = {case: partial(turn, players[case.contestant], case, latents, counted[case]) for case in took}
         turns = {case: partial(_pair, alone.get(reference.get(case)), own) for case, own in alone.items()}
         made, lost = in_turns(turns, rounds, f"{question}, {model.name}, {latents}x{latents}", warm=0)
         for case, why in lost.items():

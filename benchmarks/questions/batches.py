@@ -31,7 +31,7 @@ def measure(bench: Bench, model: Model) -> Iterator[dict[str, Any]]:
             own = Case(name, f"{images}: one for each", one_for_each(images), images)
             cases += [base, shared, own]
             reference |= {shared: base, own: base}
-        for line in compare(bench, "batches", model, model.latents[0], cases, reference, bench.rounds // 4):
+        for line in compare(bench, "batches", model, model.latents[0], cases, reference, 2):
             if "median" in line:
                 line["images_per_second"] = round(line["images"] / (STEPS * line["median"]), 4)
             yield line
