@@ -3,8 +3,8 @@
 Method: lora-edge and the plain graph on the same library, in turns: without adapter, one and three adapters
 of ranks 4 to 128 on attention and feed-forward layers, ten of rank 16, one LoCon (rank 32, of 3x3
 convolutions 16). Ratios are to the plain graph's turn right before. The sweep of ranks runs at the smallest
-latents, in a third of the rounds, the rest at all. A step is one in which nothing changes but the latents; what the first one
-after a change takes longer stands with the swaps (`later`).
+latents, in a third of the rounds; the rest runs at all. A step is one in which nothing changes but the latents;
+what the first one after a change takes longer stands with the swaps (`later`).
 Machine: stands in every line.
 Result: benchmarks/results/step_time.*.jsonl, docs/benchmarks.md.
 """
