@@ -65,7 +65,7 @@ def document(found: Found, results: Path) -> str:
     """docs/benchmarks.md."""
     parts = [
         "# Benchmarks\n\n`make bench` measures and writes this page; `benchmarks/` says how. Every figure is a median "
-        "over rounds in which the contestants took turns, every ratio one of two turns in a row, or in the same round.\n"
+        "over rounds in which the contestants took turns, every ratio one of two turns in a row or in one round.\n"
     ]
     held = [
         [answer.title, answer.where, _number(answer.limit, answer.unit), _number(answer.measured, answer.unit),
