@@ -82,10 +82,11 @@ def _peers(found: Found) -> Iterator[Answer]:
         yield Answer("the same, over eager diffusers'", where, 0.5, 1 / eager if eager else None)
 
 
-SWAPS = (  # title, question, our case, the peers' case, milliseconds at most
+SWAPS = (  # title, question, our case, the peers' case or none, milliseconds at most
     ("a swap to a resident adapter", "swap", "resident", "resident", 1.0),
     ("a multiplier change", "multiplier", "multiplier", "multiplier", 0.1),
     ("a swap from a pack", "swap", "pack", "file", None),
+    ("a swap from an fp32 pack", "swap", "pack, fp32", "", None),
 )
 
 
@@ -98,7 +99,7 @@ def _swaps(found: Found) -> Iterator[Answer]:
             yield Answer(f"{title}, over a copy of its bytes", where, 1.2, _ratio(line))
         else:
             yield Answer(title, where, limit, line["median"] * 1e3 if line else None, "ms")
-        for kind in (OWN, BORROWED):
+        for kind in (OWN, BORROWED) if theirs else ():
             for what, seconds in (("", _call), (" and what it puts off", delay)):
                 name, fastest = _fastest(found, question, theirs, kind, seconds)
                 over = seconds(line) / fastest if line and fastest else None

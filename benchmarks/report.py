@@ -89,7 +89,7 @@ def section(found: Found) -> str:
     model = found.models[-1]
     best = found.best(model)
     peers = tables.beside_peers(found, model)
-    swaps = tables.changes(found, model, skip=("copy of the pack",))
+    swaps = tables.changes(found, model, skip=("copy of the pack", "pack, fp32", "copy of the pack, fp32"))
     pictures = [
         f"![{name}](docs/plots/{name}.png)"
         for name in ("beside_peers", "swap", "growth")

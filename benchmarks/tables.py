@@ -68,6 +68,8 @@ CHANGES = (  # question, case, heading
     ("swap", "file", "from a file"),
     ("swap", "pack", "from a pack"),
     ("swap", "copy of the pack", "copy of the pack"),
+    ("swap", "pack, fp32", "from an fp32 pack"),
+    ("swap", "copy of the pack, fp32", "copy of that"),
     ("swap", "resident", "resident"),
     ("swap", "mix of two", "mix of two"),
     ("multiplier", "multiplier", "multiplier"),
