@@ -31,13 +31,15 @@ def forget_pages(folder: Path) -> None:
     """Let go of what libraries have read of a folder's files through maps and nobody has written to.
 
     The system has it at hand and gives it again when it is asked for. Where weights were laid out anew, nobody asks.
-    Linux only; elsewhere nothing happens.
+    Linux only; elsewhere, and where a process may not read its own maps, nothing happens.
     """
-    if not MAPS.is_file():
+    try:
+        untouched = _untouched(os.path.realpath(folder) + os.sep)
+    except OSError:
         return
     advise = ctypes.CDLL(None).madvise
     advise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-    for start, end in _untouched(os.path.realpath(folder) + os.sep):
+    for start, end in untouched:
         advise(start, end - start, MADV_DONTNEED)
 
 

@@ -1,7 +1,7 @@
 """Question: how long is a step with one adapter of rank 16, beside everybody else?
 
 Method: all contestants hold the same adapter file at multiplier 1 and take turns with the faster of our
-backends; ratios are to its turn of the same round. Those without adapters run without. Where they do not fit
+backends; ratios are to its turn right before. Those without adapters run without. Where they do not fit
 in memory together they run in groups, our backend in each. What each computes is compared once: the
 difference from ours in float32, over the change that it makes (`error`); bf16 shows there.
 Machine: stands in every line.

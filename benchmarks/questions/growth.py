@@ -1,8 +1,8 @@
 """Question: how does a step grow with the number of adapters and with their total rank?
 
 Method: 1 to 10 adapters of rank 16 side by side, and one adapter of the same total rank, in turns with the
-plain graph on the same library, at the smallest latents; ratios are to the plain graph's turn of the same
-round.
+plain graph on the same library, at the smallest latents; ratios are to the plain graph's turn right
+before.
 Machine: stands in every line.
 Result: benchmarks/results/growth.*.jsonl, docs/plots/growth.png.
 """

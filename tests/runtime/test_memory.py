@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lora_edge import Engine
+from lora_edge.runtime import memory
 from lora_edge.runtime.memory import forget_pages
 
 SIZE = 1 << 20
@@ -59,6 +60,17 @@ def test_files_of_other_folders_stay(file: Path, tmp_path: Path) -> None:
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as held:
         assert held[-1] == 255
         forget_pages(beside)
+        assert resident(file)
+
+
+@pytest.mark.parametrize("name", ["MAPS", "SMAPS"])
+def test_without_a_list_of_maps_nothing_happens(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(memory, name, tmp_path / "none")
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as held:
+        assert held[-1] == 255
+        forget_pages(file.parent)
         assert resident(file)
 
 
