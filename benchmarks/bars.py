@@ -82,17 +82,19 @@ def _peers(found: Found) -> Iterator[Answer]:
         yield Answer("the same, over eager diffusers'", where, 0.5, 1 / eager if eager else None)
 
 
-SWAPS = (  # title, question, our case, the peers' case or none, milliseconds at most
-    ("a swap to a resident adapter", "swap", "resident", "resident", 1.0),
-    ("a multiplier change", "multiplier", "multiplier", "multiplier", 0.1),
-    ("a swap from a pack", "swap", "pack", "file", None),
-    ("a swap from an fp32 pack", "swap", "pack, fp32", "", None),
+SWAPS = (  # title, question, our case, who of ours, the peers' case or none, milliseconds at most
+    ("a swap to a resident adapter", "swap", "resident", "", "resident", 1.0),
+    ("a multiplier change", "multiplier", "multiplier", "", "multiplier", 0.1),
+    ("a swap from a pack", "swap", "pack", "", "file", None),
+    ("a swap from an fp32 pack", "swap", "pack, fp32", "", "", None),
+    ("a swap from a mapped pack", "swap", "pack, fp32", "-mapped", "file", None),
 )
 
 
 def _swaps(found: Found) -> Iterator[Answer]:
-    ours = found.best(MODEL) or "lora-edge-ort"
-    for title, question, case, theirs, limit in SWAPS:
+    best = found.best(MODEL) or "lora-edge-ort"
+    for title, question, case, who, theirs, limit in SWAPS:
+        ours = best + who
         line = found.one(question=question, model=MODEL, contestant=ours, case=case)
         where = CONTESTANTS[ours].title
         if limit is None:

@@ -75,13 +75,17 @@ CHANGES = (  # question, case, heading
     ("multiplier", "multiplier", "multiplier"),
 )
 
+LATER = ("resident", "pack, fp32")  # whose step after it is told, the first that was measured
+
 
 def changes(found: Found, model: str, skip: Sequence[str] = ()) -> str:
     """Contestants by changes: seconds; then what a step after a swap takes longer, and what a multiplier moves."""
     shown = [change for change in CHANGES if change[1] not in skip]
     rows = []
     for name in found.contestants(question="swap", model=model):
-        line = found.one(question="swap", model=model, contestant=name, case="resident")
+        line = next(
+            filter(None, (found.one(question="swap", model=model, contestant=name, case=case) for case in LATER)), None
+        )
         told = seconds(max(0.0, line["later"]["median"])) if line and "later" in line else NOTHING
         change = found.one(question="multiplier", model=model, contestant=name, case="multiplier")
         moved = f"{change['moved'] / 1e3:.1f} kB" if change and change.get("moved") else NOTHING

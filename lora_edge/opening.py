@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lora_edge.adapter import Adapter
@@ -13,6 +14,9 @@ from lora_edge.ortfile import is_ort_adapter
 from lora_edge.pack import is_pack, read_pack
 from lora_edge.tensorfile import read_strings
 
+Read = Callable[[Path, Bundle, str | None, bool, int | None], Adapter]
+"""(path, bundle, component, strict, max_bytes) -> the adapter."""
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -20,11 +24,13 @@ class Reader:
 
     Attributes:
         claims: whether a file or folder is of this form, by looking at its first bytes; no two forms agree on one.
-        read: (path, bundle, component, strict, max_bytes) -> the adapter.
+        read: makes the adapter in memory of its own.
+        mapped: makes it of arrays that lie in the file; None for forms that are always read.
     """
 
     claims: Callable[[Path], bool]
-    read: Callable[[Path, Bundle, str | None, bool, int | None], Adapter]
+    read: Read
+    mapped: Read | None = None
 
 
 def open_adapter(
@@ -33,6 +39,7 @@ def open_adapter(
     component: str | None = None,
     strict: bool = True,
     max_bytes: int | None = None,
+    map_packs: bool = False,
 ) -> Adapter:
     """Read an adapter of whatever form for a bundle.
 
@@ -42,6 +49,7 @@ def open_adapter(
         component: the only component to change; needed where the names in the file fit several.
         strict: refuse a file of which any tensor would go unused; otherwise see `Adapter.report`.
         max_bytes: the most that the adapter may take in memory; None for no limit.
+        map_packs: use float32 packs where they lie, see `read_pack`.
 
     Raises:
         AdapterError: missing, damaged, not finite, or made for another base or bundle.
@@ -49,7 +57,8 @@ def open_adapter(
     """
     path = Path(path)
     reader = next((reader for reader in READERS if reader.claims(path)), PLAIN)
-    return reader.read(path, bundle, component, strict, max_bytes)
+    read = (map_packs and reader.mapped) or reader.read
+    return read(path, bundle, component, strict, max_bytes)
 
 
 def _is_pack_file(path: Path) -> bool:
@@ -64,4 +73,7 @@ def _plain(path: Path, bundle: Bundle, component: str | None, strict: bool, max_
 
 
 PLAIN = Reader(lambda path: True, _plain)
-READERS = (Reader(_is_pack_file, read_pack), Reader(is_ort_adapter, read_onnx_adapter))
+READERS = (
+    Reader(_is_pack_file, read_pack, partial(read_pack, in_place=True)),
+    Reader(is_ort_adapter, read_onnx_adapter),
+)

@@ -114,6 +114,7 @@ def read_pack(
     component: str | None = None,
     strict: bool = True,
     max_bytes: int | None = None,
+    in_place: bool = False,
 ) -> Adapter:
     """Read a pack for the bundle that it was written for; it is called as its file, up to `.pack`.
 
@@ -123,6 +124,8 @@ def read_pack(
         component: the only component to change; None takes all that the pack changes.
         strict: refuse a pack that changes other components too; otherwise leave those out and report it.
         max_bytes: the most that it may take in memory; None for no limit.
+        in_place: use float32 where it lies in the file, if the pack holds lanes alone. It must stay as it is then, and
+            its numbers are taken on trust.
 
     Raises:
         PackMismatch: written for another bundle, format or graph contract.
@@ -134,7 +137,7 @@ def read_pack(
         ComponentMissing: the bundle has no such component.
     """
     path = Path(path)
-    if component is None and (quick := _quick(path, bundle, max_bytes)):
+    if component is None and (quick := _quick(path, bundle, max_bytes, in_place)):
         return quick
     file = TensorFile.open(path)
     head = _head(file, bundle)
@@ -157,10 +160,11 @@ def read_pack(
     return Adapter(_called(path), head.kinds, parts, _others(file.metadata), report, path, _embeddings(words))
 
 
-def _quick(path: Path, bundle: Bundle, max_bytes: int | None) -> Adapter | None:
+def _quick(path: Path, bundle: Bundle, max_bytes: int | None, in_place: bool) -> Adapter | None:
     """A pack of this bundle that can be read in one go; None for all others."""
     tables = {table.component: table for table in bundle.tables}
-    quick = read_quick(path, tables, prefixes(bundle.tables), math.inf if max_bytes is None else max_bytes)
+    limit = math.inf if max_bytes is None else max_bytes
+    quick = read_quick(path, tables, prefixes(bundle.tables), limit, in_place)
     if quick is None or quick.head.source.fingerprint != bundle.fingerprint:
         return None
     if quick.head.format not in READABLE_FORMATS or quick.head.abi not in READABLE_ABIS:

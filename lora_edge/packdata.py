@@ -1,8 +1,8 @@
-"""The numbers of a pack, read into memory of our own by several threads.
+"""The numbers of a pack, read into memory of our own by several threads, or a map of the file where that is wished.
 
-A map would follow whatever is done to the file, and end the process where it is cut. Most of the time goes into pages
-that nobody has used yet, which the threads' first touches ask for side by side; what they do to the numbers costs next
-to nothing, in pieces that stay in a processor's cache.
+A map follows whatever is done to the file, and ends the process where it is cut, so it is for files that stay as they
+are. Reading, most of the time goes into pages that nobody has used yet, which the threads' first touches ask for side
+by side; what they do to the numbers costs next to nothing, in pieces that stay in a processor's cache.
 """
 
 import math
@@ -50,6 +50,14 @@ def room(count: int) -> FloatArray:
     if not count or not (hasattr(mmap, "MAP_PRIVATE") and hasattr(mmap, "MAP_ANONYMOUS")):
         return np.empty(count, np.float32)
     return np.frombuffer(mmap.mmap(-1, 4 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.float32)
+
+
+def mapped(file: FileIO, start: int, count: int) -> FloatArray:
+    """So many float32 from a byte on, where they lie in the file: nothing is read before somebody looks.
+
+    Writing to them would not change the file.
+    """
+    return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.float32, count, start)
 
 
 def fill(data: FloatArray, file: FileIO, start: int, stored: Stored, threads: ThreadPoolExecutor) -> Iterator[bool]:

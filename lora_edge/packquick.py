@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lora_edge.arrays import Array, FloatArray
 from lora_edge.forms import ComponentForms, Form
-from lora_edge.packdata import HALVES, SINGLES, THREADS, fill, room
+from lora_edge.packdata import HALVES, SINGLES, THREADS, fill, mapped, room
 from lora_edge.packhead import KEY, Head
 from lora_edge.ports import lanes_of
 from lora_edge.slots import SlotTable
@@ -47,7 +47,9 @@ class Quick:
     parts: Mapping[str, ComponentForms]
 
 
-def read_quick(path: Path, tables: Mapping[str, SlotTable], marks: Mapping[str, str], max_bytes: float) -> Quick | None:
+def read_quick(
+    path: Path, tables: Mapping[str, SlotTable], marks: Mapping[str, str], max_bytes: float, in_place: bool = False
+) -> Quick | None:
     """A pack of lanes alone; None for whatever is not quite as `write_pack` writes it, is too large, or not finite.
 
     Args:
@@ -55,6 +57,7 @@ def read_quick(path: Path, tables: Mapping[str, SlotTable], marks: Mapping[str, 
         tables: of every component of the bundle that takes adapters.
         marks: what the names of a component's tensors begin with, see `lora_edge.pack.prefixes`.
         max_bytes: the most that it may take in memory.
+        in_place: leave float32 where it lies in the file and take the numbers on trust: none is looked at.
     """
     try:
         with path.open("rb", buffering=0) as file, ThreadPoolExecutor(THREADS) as threads:
@@ -69,14 +72,17 @@ def read_quick(path: Path, tables: Mapping[str, SlotTable], marks: Mapping[str, 
             count = size // stored.dtype.itemsize
             if 4 * count > max_bytes:
                 return None
-            data = room(count)
-            filled = fill(data, file, 8 + length, stored, threads)
+            if in_place and stored is SINGLES:
+                data, checks = mapped(file, 8 + length, count), iter([True])
+            else:
+                data = room(count)
+                checks = fill(data, file, 8 + length, stored, threads)
             made = _described(text, size, tables, marks)
             if made is None or (made[0].dtype == "fp16") != (stored is HALVES):
                 return None
             head, metadata, shapes = made
             held = _views(shapes, data)
-            if not all(filled):
+            if not all(checks):
                 return None
             return Quick(head, metadata, tuple(shapes), _parts(head, tables, held))  # may copy, so not before
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, Wrong):

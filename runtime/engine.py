@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,12 @@ class Engine:
         adapter_bytes: int,
         largest_adapter: int | None,
         tiling: Tiling | None = None,
+        map_packs: bool = False,
     ) -> None:
         self.bundle = bundle
         self._backend = backend
         self._components = Components(bundle, backend)
-        self._largest = largest_adapter
+        self._read = partial(open_adapter, max_bytes=largest_adapter, map_packs=map_packs)
         self._swap = Swap(bundle, backend.layout)
         self._shelf: Shelf[Adapter] = Shelf(adapter_bytes, lambda adapter: adapter.nbytes)
         self._resolver = Resolver(bundle, self.load_adapter, lora_dir, embeddings_dir)
@@ -83,6 +84,7 @@ class Engine:
         precision: str | None = None,
         adapter_bytes: int = ADAPTERS,
         largest_adapter: int | None = None,
+        map_packs: bool = False,
         fit_rank: bool = False,
         arena: str = "shared",
         slots: str = "auto",
@@ -104,6 +106,9 @@ class Engine:
             adapter_bytes: adapters kept ready, the least recently used put back first.
             largest_adapter: bytes that one adapter may take, full-rank kinds being large; None is a quarter of the
                 machine's memory.
+            map_packs: use float32 packs where they lie in their files, which must then stay as they are for as long as
+                the engine lives, and whose numbers are taken on trust. They open without being read, take no memory of
+                their own, and processes share them. Other files are read as ever.
             fit_rank: on backends whose graphs have a fixed rank, cut adapters with more lanes by SVD in place of
                 refusing them; what that loses is reported.
             arena: who keeps the memory of onnxruntime's intermediate results: "shared", all engines of the process
@@ -128,7 +133,7 @@ class Engine:
         folders = [None if folder is None else Path(folder) for folder in (lora_dir, embeddings_dir)]
         memory = physical_bytes()
         largest = memory // 4 if largest_adapter is None and memory else largest_adapter
-        return cls(opened, chosen, folders[0], folders[1], adapter_bytes, largest, tiling)
+        return cls(opened, chosen, folders[0], folders[1], adapter_bytes, largest, tiling, map_packs)
 
     @property
     def info(self) -> dict[str, Any]:
@@ -176,7 +181,7 @@ class Engine:
         key = (path, version(path), component, strict)
 
         def read() -> Adapter:
-            found = open_adapter(path, self.bundle, component, strict, self._largest)
+            found = self._read(path, self.bundle, component, strict)
             adapter = self._backend.layout.fit(found, strict)
             self._components.serve(adapter)
             for warning in adapter.report.warnings:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Role = Literal["ours", "other", "wider", "smaller", "limit", "peer"]
+Role = Literal["ours", "other", "wider", "mapped", "smaller", "limit", "peer"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class Entry:
         title: as tables call it.
         module: of `benchmarks.contestants`, run as a process.
         role: ours; ours in another precision or library than most will choose; ours with a graph that takes more than
-            most adapters need; ours with quantized weights; the limit (the same graph without LoRA inputs); or a peer.
+            most adapters need; ours that uses packs where they lie; ours with quantized weights; the limit (the same
+            graph without LoRA inputs); or a peer.
         environment: a name in `benchmarks.peers.ENVIRONMENTS`, or "" for the one that runs the benchmarks.
         settings: passed to the contestant.
         limit: the name of the contestant that is the limit of this one; none where its library runs no plain graph.
@@ -64,6 +65,14 @@ CONTESTANTS: Mapping[str, Entry] = {
         "lora-edge, OpenVINO bf16, slots in every layer", "lora_edge", "wider",
         settings={"backend": "openvino", "precision": "bf16", "slots": "lowrank"}, limit="plain-ov", weight=7.0,
         needs=("bundle",),
+    ),
+    "lora-edge-ort-mapped": Entry(
+        "lora-edge, onnxruntime, packs mapped", "lora_edge", "mapped",
+        settings={"backend": "onnxruntime", "map_packs": True}, needs=("bundle",),
+    ),
+    "lora-edge-ov-mapped": Entry(
+        "lora-edge, OpenVINO bf16, packs mapped", "lora_edge", "mapped",
+        settings={"backend": "openvino", "precision": "bf16", "map_packs": True}, weight=7.0, needs=("bundle",),
     ),
     "lora-edge-ov-fp32": Entry(
         "lora-edge, OpenVINO fp32", "lora_edge", "other",

@@ -3,27 +3,30 @@
 Method: two random adapters of rank 16 on attention and feed-forward layers of the UNet. From a file: one that
 the program has not seen, just written and so in the page cache, is loaded and made active. From a pack:
 likewise, where the program has such files; beside it the time to copy the pack's bytes into fresh memory. (Before
-both, off the clock, the process takes 64 MB and gives them back, so that pages are this machine's own.)
-Resident: the other of two loaded ones is made active. Mix: both, at 0.6 and 0.4. `benchmarks/swaps.py` says
-what is timed; every program is asked as its own guide says. Ratios are to lora-edge on onnxruntime; a pack's to the
-copy of its bytes.
+both, off the clock, the process takes 64 MB and gives them back, so that pages are this machine's own.) A mapped
+pack is not read before the step after. Resident: the other of two loaded ones is made active. Mix: both, at 0.6
+and 0.4. `benchmarks/swaps.py` says what is timed; every program is asked as its own guide says. Ratios are to
+lora-edge on onnxruntime; a pack's to the copy of its bytes.
 Machine: stands in every line.
 Result: benchmarks/results/swap.*.jsonl, docs/plots/swap.png.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from benchmarks.adapter_files import Files, Spec, fresh_copy
 from benchmarks.bench import Bench, Player
-from benchmarks.contestants import named
+from benchmarks.contestants import Role, named
 from benchmarks.models import Model
 from benchmarks.swaps import measure_changes
 
 REFERENCE = "lora-edge-ort"
 RANK = 16
-PACKED = {"pack": "pack", "pack, fp32": "pack32"}  # title -> form
+PACKED: Mapping[str, tuple[str, tuple[Role, ...]]] = {  # title -> form, who takes part
+    "pack": ("pack", ("ours",)),
+    "pack, fp32": ("pack32", ("ours", "mapped")),
+}
 
 
 def measure(bench: Bench, model: Model) -> Iterator[dict[str, Any]]:
@@ -36,11 +39,11 @@ def measure(bench: Bench, model: Model) -> Iterator[dict[str, Any]]:
     }
     everybody = bench.chosen(named("ours", "other", "peer"), model)
     yield from measure_changes(bench, "swap", model, everybody, REFERENCE, changes)
-    for title, form in PACKED.items():
+    for title, (form, roles) in PACKED.items():
         files = {"file": second[1][form]}
         copied = f"copy of the {title}"
         packs = {title: partial(from_file, files), copied: partial(copy, files["file"])}
-        ours = bench.chosen(named("ours"), model)
+        ours = bench.chosen(named(*roles), model)
         yield from measure_changes(bench, "swap", model, ours, REFERENCE, packs, {title: copied})
 
 

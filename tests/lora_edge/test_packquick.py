@@ -1,5 +1,6 @@
 """Packs of lanes alone, read in one go: what the reference reader finds, and all else is left to the slow way."""
 
+import mmap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,41 @@ def test_both_ways_read_the_same(
             np.testing.assert_array_equal(down, stored[slot.port("down")].astype(np.float32))
     slow()
     same(quick, open_adapter(path, bundle))
+
+
+def lies_in_a_map(array: np.ndarray) -> bool:
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return isinstance(base, memoryview) and isinstance(base.obj, mmap.mmap)
+
+
+@pytest.mark.parametrize("every", [1, 5])
+def test_a_map_holds_what_reading_finds(bundle: Bundle, tmp_path: Path, every: int) -> None:
+    path = write_pack(lanes(bundle, every), bundle, tmp_path / "plain.pack.safetensors", "fp32")
+    before = path.read_bytes()
+    mapped = open_adapter(path, bundle, map_packs=True)
+    same(mapped, open_adapter(path, bundle))
+    singles = [forms[0] for part in mapped.components.values() for forms in part.slots.values() if len(forms) == 1]
+    assert singles and all(
+        isinstance(one, LowRank) and lies_in_a_map(one.down) and lies_in_a_map(one.up) for one in singles
+    )
+    assert isinstance(singles[0], LowRank)
+    singles[0].down[...] = 0
+    assert path.read_bytes() == before, "the file is nobody's to write"
+
+
+def test_what_cannot_be_mapped_is_read(bundle: Bundle, styles: Path, tmp_path: Path) -> None:
+    path = write_pack(lanes(bundle), bundle, tmp_path / "x.pack.safetensors", "fp16")
+    for other in (path, styles / "ink.safetensors"):
+        same(open_adapter(other, bundle, map_packs=True), open_adapter(other, bundle))
+    whole = write_pack(lanes(bundle), bundle, path, "fp32", force=True).read_bytes()
+    path.write_bytes(whole[:-4])
+    with pytest.raises(errors.AdapterFileDamaged):
+        open_adapter(path, bundle, map_packs=True)
+    path.write_bytes(whole)
+    with pytest.raises(errors.AdapterTooLarge):
+        open_adapter(path, bundle, max_bytes=1000, map_packs=True)
 
 
 def test_every_number_of_float16(bundle: Bundle, tmp_path: Path) -> None:

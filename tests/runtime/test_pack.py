@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from lora_edge import errors
 from lora_edge.adapter import Adapter, Report
 from lora_edge.bundle import Bundle
 from lora_edge.forms import Bias, ComponentForms, Gain, LowRank, NormDelta
@@ -98,6 +99,35 @@ def test_a_float32_pack_is_the_adapter_bit_for_bit(
     assert packed.name == direct.name and packed.kinds == direct.kinds == ("lora",)
     first, second = runs(engine, inputs, (direct, multiplier)), runs(engine, inputs, (packed, multiplier))
     assert all(np.array_equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "torch"])
+def test_an_engine_uses_packs_where_they_lie(
+    tiny_bundle: Path, bundle: Bundle, engine: Engine, styles: Path, inputs: Inputs, tmp_path: Path, backend: str
+) -> None:
+    direct = engine.load_adapter(styles / "ink.safetensors")
+    path = write_pack(direct, bundle, tmp_path / "ink.pack.safetensors", "fp32")
+    mapping = Engine.open(tiny_bundle, backend, threads=1, precision="fp32", map_packs=True)
+    reading = Engine.open(tiny_bundle, backend, threads=1, precision="fp32")
+    first, second = (
+        runs(one, inputs, (one.load_adapter(path), 1.0), (one.load_adapter(styles / "fog"), 0.5))
+        for one in (mapping, reading)
+    )
+    assert all(np.array_equal(first[key], second[key]) for key in first)
+
+
+def test_numbers_taken_on_trust_make_no_image(
+    tiny_bundle: Path, bundle: Bundle, engine: Engine, styles: Path, tmp_path: Path
+) -> None:
+    path = write_pack(
+        engine.load_adapter(styles / "ink.safetensors"), bundle, tmp_path / "ink.pack.safetensors", "fp32"
+    )
+    path.write_bytes(path.read_bytes()[:-4] + np.float32("nan").tobytes())
+    with pytest.raises(errors.AdapterValueError, match="not finite"):
+        engine.load_adapter(path)
+    mapping = Engine.open(tiny_bundle, threads=1, map_packs=True)
+    with pytest.raises(errors.GraphFailed, match="not finite"):
+        mapping.generate("a cat", adapters=[(mapping.load_adapter(path), 1.0)], steps=1)
 
 
 def test_every_form_survives(
