@@ -27,6 +27,8 @@ BUNDLES: Mapping[str, tuple[str, ...]] = {  # folder -> how the model is exporte
     "int8": ("--quantize", "int8"),
     "int4": ("--quantize", "int4"),
 }
+PARTS = ("unet", "text_encoder", "vae_decoder")  # of whole images
+PLAIN: Mapping[str, str] = {"onnxruntime": "model.onnx", "openvino": "openvino.onnx"}  # library -> file, as exported
 TOKENS = 77  # of the random models' texts
 
 
@@ -64,7 +66,7 @@ class Model:
             "name": self.name,
             "model": str(place.model),
             "bundle": str(place.folder / bundle),
-            "plain": {component: str(path) for component, path in place.plain().items()},
+            "plain": {library: dict(zip(PARTS, map(str, place.plain(library)), strict=True)) for library in PLAIN},
             "openvino": str(place.openvino),
             "older": str(place.older),
             "channels": unet.get("in_channels", 4),
@@ -114,13 +116,11 @@ class Places:
     def older(self) -> Path:
         return self.folder / "older"
 
-    def plain(self) -> dict[str, Path]:
-        """Component -> graph without LoRA inputs."""
-        made = {}
-        for component in ("unet", "text_encoder", "vae_decoder"):
-            place = self.bundle if component == "vae_decoder" else self.folder / "plain"  # it has no slots
-            made[component] = place / component / "model.onnx"
-        return made
+    def plain(self, library: str) -> list[Path]:
+        """Graphs without LoRA inputs of PARTS, as they are written for a library; the VAE's, which has no slots, is the
+        bundle's own."""
+        *slotted, vae = PARTS
+        return [*(self.folder / "plain" / part / PLAIN[library] for part in slotted), self.bundle / vae / "model.onnx"]
 
     def prepare(self, need: str) -> None:
         """Make what is missing: `model`, one of BUNDLES, `plain`, `openvino` or `older`."""
@@ -149,9 +149,11 @@ class Places:
 
     def _plain(self) -> None:
         self.prepare("bundle")
-        for component, path in self.plain().items():
-            if not path.is_file():
-                _run(sys.executable, "-m", "benchmarks.plain", str(self.model), component, str(self.bundle), str(path))
+        paths = [self.plain(library) for library in PLAIN]
+        for component, *written in zip(PARTS, *paths, strict=True):
+            if not all(path.is_file() for path in written):
+                settings = (self.model, component, self.bundle, written[0].parent)
+                _run(sys.executable, "-m", "benchmarks.plain", *map(str, settings))
 
     def _older(self) -> None:
         """The same checkpoint with the text encoder's names as transformers 4 wrote them, which stable-diffusion.cpp

@@ -1,6 +1,6 @@
-"""The graph without LoRA inputs, over the bundle's own weights: the limit.
+"""The graphs without LoRA inputs, over the bundle's own weights: the limit.
 
-The exporter's trace and passes, with the variant of the slots that leaves every layer as it is.
+The exporter's trace, passes and patterns, with nothing left out but the slots; one for each library, as in bundles.
 """
 
 import os
@@ -11,22 +11,24 @@ import onnx_ir as ir
 
 from lora_edge.export.build import settings_of
 from lora_edge.export.checkpoint import Checkpoint
-from lora_edge.export.passes.insert_slots import insert_slots
-from lora_edge.export.passes.optimize import optimize
-from lora_edge.export.passes.strip_metadata import strip_metadata
+from lora_edge.export.passes import PASSES
+from lora_edge.export.passes.add_defaults import add_defaults
+from lora_edge.export.passes.insert_tokens import insert_tokens
 from lora_edge.export.slotted import slot_table
 from lora_edge.export.trace import capture, trace
 from lora_edge.export.variants import WITHOUT
 
+TRANSFORMS = [transform for transform in PASSES if transform not in (insert_tokens, add_defaults)]  # make no inputs
 
-def write_plain(model: Path, component: str, bundle: Path, target: Path) -> None:
+
+def write_plain(model: Path, component: str, bundle: Path, folder: Path) -> None:
     """Export one component of a diffusers folder without slots.
 
     Args:
         model: the folder.
         component: such as `unet`.
         bundle: of the same model; its file of weights is linked, not copied.
-        target: the ONNX file to write, in a folder of its own.
+        folder: where the ONNX files are written, one of its own.
     """
     part = next(part for part in Checkpoint.open(model).parts if part.recipe.component == component)
     module = part.load()
@@ -34,16 +36,18 @@ def write_plain(model: Path, component: str, bundle: Path, target: Path) -> None
     size = 2 ** len(config.get("block_out_channels", ()))
     table = slot_table(part.recipe, module, config, part.recipe.example(config, 1, size))
     graph = trace(part.recipe, module, capture(part.recipe, module, part.recipe.example(config, 2, size)))
-    for transform in (insert_slots, optimize, strip_metadata):
-        transform(graph, table, WITHOUT)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _share(graph, bundle / component / "model.onnx", target)
-    partial = target.with_suffix(".partial")
-    ir.save(graph, partial)
-    partial.rename(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    for variant in WITHOUT:
+        made = graph.clone()
+        for transform in TRANSFORMS:
+            transform(made, table, variant)
+        _share(made, bundle / component / "model.onnx", folder)
+        partial = folder / f"{variant.file}.partial"
+        ir.save(made, partial)
+        partial.rename(folder / variant.file)
 
 
-def _share(graph: ir.Model, bundled: Path, target: Path) -> None:
+def _share(graph: ir.Model, bundled: Path, folder: Path) -> None:
     """Refer to the bundle's weights in place of the graph's own, which have the same names."""
     for value in ir.load(bundled).graph.initializers.values():
         own, tensor = graph.graph.initializers.get(value.name), value.const_value
@@ -51,7 +55,7 @@ def _share(graph: ir.Model, bundled: Path, target: Path) -> None:
             assert tensor.shape == own.const_value.shape, value.name
             own.const_value = tensor
     weights = bundled.with_name(bundled.name + ".data")
-    linked = target.with_name(weights.name)
+    linked = folder / weights.name
     linked.unlink(missing_ok=True)
     os.link(weights.resolve(), linked)
 

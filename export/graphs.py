@@ -55,7 +55,7 @@ def graphs(
 
 
 def _halves(variant: Variant, whole: ir.Model, recipe: Recipe) -> dict[str, ir.Model]:
-    return dict(zip(variant.halves, divide(whole, recipe.varying), strict=True))
+    return dict(zip(variant.halves, divide(whole, recipe.varying, converts=variant.converts), strict=True))
 
 
 def dressed(model: ir.Model, table: SlotTable, variant: Variant, shrunk: Shrunk | None = None) -> ir.Model:

@@ -9,21 +9,24 @@ from collections.abc import Collection, Iterator
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from lora_edge.ports import has_lanes
 from lora_edge.slots import HELD
 
-WORK = frozenset(("Add", "Conv", "MatMul", "MatMulNBits", "Mul", "Transpose"))
+WORK = frozenset(("Add", "Conv", "Identity", "MatMul", "MatMulNBits", "Mul", "Transpose"))
 """Operators whose results are worth holding. What is only cut, reshaped or read from the weights costs nothing to make
 again, and would take memory."""
 
 FIRST = {"start": 0, "end": 1}
 
 
-def divide(model: ir.Model, varying: Collection[str]) -> tuple[ir.Model, ir.Model]:
+def divide(model: ir.Model, varying: Collection[str], *, converts: bool = False) -> tuple[ir.Model, ir.Model]:
     """The once half and the step half of a finished graph, which stays as it is.
 
     Args:
         model: after all passes; nodes in the order in which they are computed.
         varying: names of the inputs that are others in every step.
+        converts: whether what is held is in another precision than what is fed; factors that the step half would take
+            as they are come from the once half then, in the precision that they are used in.
 
     Returns:
         Two graphs whose inputs are together those of the model, each with its defaults. The once half's outputs are
@@ -31,6 +34,8 @@ def divide(model: ir.Model, varying: Collection[str]) -> tuple[ir.Model, ir.Mode
     """
     model = model.clone()
     _count_rows_of_what_stays(model, varying)
+    if converts:
+        _hand_over(model)
     held = _floats(model, _held(model, varying))
     titles = _titles(model, held)
     once, step = model.clone(), model.clone()
@@ -65,6 +70,15 @@ def _count_rows_of_what_stays(model: ir.Model, varying: Collection[str]) -> None
         for node in value.consumers():
             if node.op_type == "Shape" and {name: node.attributes[name].as_int() for name in node.attributes} == FIRST:
                 node.replace_input_with(0, rows[value.shape[0]])
+
+
+def _hand_over(model: ir.Model) -> None:
+    """Have every factor go through a node, as what is held is what nodes make."""
+    for value in model.graph.inputs:
+        if has_lanes(value.name or ""):
+            made = ir.Value(name=f"{value.name}.handed", shape=value.shape, type=value.type)
+            ir.convenience.replace_all_uses_with(value, made)
+            model.graph.insert_before(model.graph[0], ir.Node("", "Identity", [value], outputs=[made]))
 
 
 def _held(model: ir.Model, varying: Collection[str]) -> list[str]:

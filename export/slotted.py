@@ -23,10 +23,12 @@ class Costs:
         rewriting: to multiply by one number of a weight that was not laid out beforehand, and in whole graphs to write
             it anew too.
         adding: to add one number of an update to what the layer gives, with lanes or without.
+        pointwise: whether a 1x1 Conv may be a product.
     """
 
     rewriting: int
     adding: int
+    pointwise: bool = False
 
 
 Form: TypeAlias = Literal["whole", "halves"]
@@ -35,8 +37,8 @@ Form: TypeAlias = Literal["whole", "halves"]
 COSTS: Mapping[tuple[str, Form], Costs] = {  # by the backend that a graph is written for
     ("onnxruntime", "whole"): Costs(rewriting=150, adding=0),
     ("onnxruntime", "halves"): Costs(rewriting=20, adding=0),
-    ("openvino", "whole"): Costs(rewriting=100, adding=60),
-    ("openvino", "halves"): Costs(rewriting=40, adding=60),
+    ("openvino", "whole"): Costs(rewriting=100, adding=60, pointwise=True),
+    ("openvino", "halves"): Costs(rewriting=40, adding=60, pointwise=True),
 }
 CONTRACT: tuple[str, Form] = "onnxruntime", "whole"  # what graphs of the contract are placed by
 
@@ -81,17 +83,26 @@ def _slot(name: str, layer: nn.Module, positions: int, costs: Costs | None) -> S
         int(in_features),
         int(out_features),
         (int(kernel[0]), int(kernel[1])) if kernel else None,
-        placement(positions, int(in_features), int(out_features), costs) if costs and not kernel else "activation",
+        _placed(positions, int(in_features), int(out_features), tuple(kernel), costs),
         layer.bias is not None,
     )
+
+
+def _placed(
+    positions: int, in_features: int, out_features: int, kernel: tuple[int, ...], costs: Costs | None
+) -> Placement:
+    if costs is None or kernel not in (((), (1, 1)) if costs.pointwise else ((),)):
+        return "activation"
+    return placement(positions, in_features, out_features, costs)
 
 
 def placement(positions: int, in_features: int, out_features: int, costs: Costs) -> Placement:
     """Where the update of a Linear is cheaper, by multiplications at rank `RANK`.
 
     Activation form costs rows * positions * r * (in + out) of them and the adding, weight form in * out * r and the
-    rewriting. A Conv always takes the activation form: onnxruntime loses its blocked layout when the weight is not
-    constant. A layer that sees one position per row (time embeddings) has no axis to broadcast a weight per row over.
+    rewriting. A Conv takes the activation form, unless it is 1x1 and may be a product: onnxruntime loses its blocked
+    layout when the weight is not constant. A layer that sees one position per row (time embeddings) has no axis to
+    broadcast a weight per row over.
     """
     beside = REFERENCE_ROWS * positions * (RANK * (in_features + out_features) + costs.adding * out_features)
     inside = in_features * out_features * (RANK + costs.rewriting)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from lora_edge.export.patterns import lowrank, openvino, whole
 from lora_edge.export.patterns.pattern import Pattern
@@ -12,7 +13,8 @@ from lora_edge.scope import ALL, LINEAR, LOWRANK, NONE, Scope
 from lora_edge.slots import Placement, Slot, SlotTable
 
 Chooser = Callable[[Slot], Pattern]
-Patterns = Mapping[tuple[bool, Placement], Pattern]
+Kind: TypeAlias = Literal["linear", "pointwise", "conv"]
+Patterns = Mapping[tuple[Kind, Placement], Pattern]
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Variant:
         pattern: slot -> how the layer is written.
         forms: as what it is written where something stays from run to run; whole where nothing does.
         optional: whether adapter inputs have defaults; OpenVINO reads plain inputs alone.
+        converts: whether it may compute in another precision than float32, which inputs are given in.
     """
 
     runs_on: str
@@ -34,6 +37,7 @@ class Variant:
     pattern: Chooser
     forms: tuple[Form, ...] = ("whole",)
     optional: bool = True
+    converts: bool = False
 
     def forms_of(self, recipe: Recipe) -> tuple[Form, ...]:
         """As what it is written for a component."""
@@ -46,14 +50,29 @@ class Variant:
         return f"{stem}_once.onnx", f"{stem}_step.onnx"
 
 
-def _patterns(activation: Pattern, weight: Pattern, conv: Pattern) -> Patterns:
-    """By (is a Conv, placement)."""
-    return {(False, "activation"): activation, (False, "weight"): weight, (True, "activation"): conv}
+def _patterns(activation: Pattern, weight: Pattern, conv: Pattern, pointwise: Pattern | None = None) -> Patterns:
+    """By the kind of layer and its placement; a 1x1 Conv is as any Conv, unless it has a pattern of its own."""
+    return {
+        ("linear", "activation"): activation,
+        ("linear", "weight"): weight,
+        ("pointwise", "activation"): pointwise or conv,
+        ("pointwise", "weight"): pointwise or conv,
+        ("conv", "activation"): conv,
+    }
 
 
-LOWRANK_OF = {  # the backend that they are written for -> patterns of layers that take lanes alone
+def _kind(slot: Slot) -> Kind:
+    kinds: Mapping[tuple[int, int] | None, Kind] = {None: "linear", (1, 1): "pointwise"}
+    return kinds.get(slot.kernel, "conv")
+
+
+BARE_OF = {  # the backend that they are written for -> patterns of layers that take nothing
+    "onnxruntime": _patterns(plain, plain, plain),
+    "openvino": _patterns(openvino.bare, openvino.bare, plain, openvino.pointwise_bare),
+}
+LOWRANK_OF = {  # the same, of layers that take lanes alone
     "onnxruntime": _patterns(lowrank.linear_activation, lowrank.linear_weight, lowrank.conv_activation),
-    "openvino": _patterns(openvino.linear, lowrank.linear_weight, openvino.conv),
+    "openvino": _patterns(openvino.linear, openvino.linear_weight, openvino.conv, openvino.pointwise),
 }
 WHOLE_OF = {  # the same, of layers that take everything
     "onnxruntime": _patterns(whole.linear_activation, whole.linear_weight, whole.conv_activation),
@@ -61,14 +80,14 @@ WHOLE_OF = {  # the same, of layers that take everything
 }
 
 
-def _chooser(patterns: Patterns, scope: Scope) -> Chooser:
-    """By the slot's placement; layers outside the scope stay plain."""
-    return lambda slot: patterns[slot.kernel is not None, slot.placement] if scope.leaves(slot) else plain
+def _chooser(patterns: Patterns, bare: Patterns, scope: Scope) -> Chooser:
+    return lambda slot: (patterns if scope.leaves(slot) else bare)[_kind(slot), slot.placement]
 
 
 def _variant(runs_on: str, scope: Scope, file: str, *forms: Form) -> Variant:
     patterns = (WHOLE_OF if scope is ALL else LOWRANK_OF)[runs_on]
-    return Variant(runs_on, scope, file, _chooser(patterns, scope), forms, runs_on == "onnxruntime")
+    chooser, theirs = _chooser(patterns, BARE_OF[runs_on], scope), runs_on == "openvino"
+    return Variant(runs_on, scope, file, chooser, forms, optional=not theirs, converts=theirs)
 
 
 VARIANTS = (  # the first one writes the weights, the others lie over them; what the contract names is whole
@@ -79,8 +98,8 @@ VARIANTS = (  # the first one writes the weights, the others lie over them; what
     _variant("openvino", LOWRANK, "openvino_lowrank.onnx", "halves"),
     _variant("openvino", LINEAR, "openvino_linear.onnx", "halves"),
 )
-WITHOUT = Variant("onnxruntime", NONE, "model_plain.onnx", lambda slot: plain)
-"""The limit that benchmarks compare with; not part of bundles."""
+WITHOUT = (_variant("onnxruntime", NONE, "model.onnx", "whole"), _variant("openvino", NONE, "openvino.onnx", "whole"))
+"""The limits that benchmarks compare with, in folders of their own; not part of bundles."""
 
 
 def variants(table: SlotTable) -> tuple[Variant, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 import lora_edge
@@ -16,10 +17,11 @@ from benchmarks import bars, harness, report
 from benchmarks.adapter_files import Spec, write_adapter
 from benchmarks.bench import Player
 from benchmarks.contestants import CONTESTANTS
-from benchmarks.contestants.base import Cannot, Contestant, Server, inputs_of
+from benchmarks.contestants.base import Cannot, Contestant, Server, as_wanted, inputs_of
 from benchmarks.found import Found
-from benchmarks.models import MODELS, ROOT
+from benchmarks.models import MODELS, PLAIN, ROOT
 from benchmarks.peers import ENVIRONMENTS
+from benchmarks.plain import write_plain
 from benchmarks.questions import QUESTIONS
 from benchmarks.workers import Worker, groups
 from lora_edge.bundle import Bundle
@@ -175,6 +177,18 @@ def test_every_form_of_an_adapter_does_the_same(tiny_bundle: Path, tmp_path: Pat
     outputs = [engine.run("unet", inputs, [(engine.load_adapter(path), 1.0)])["out_sample"] for path in files.values()]
     for output in outputs[1:]:
         np.testing.assert_allclose(output, outputs[0], rtol=1e-4, atol=1e-4)
+
+
+def test_the_limits_are_the_network_without_slots(tiny_model: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Both of them, by onnxruntime: OpenVINO's has nothing in it that only OpenVINO knows."""
+    write_plain(tiny_model, "unet", tiny_bundle, tmp_path / "unet")
+    inputs = inputs_of({"channels": 4, "context": 64, "tokens": 5}, 8, 2)
+    wanted = lora_edge.Engine.open(tiny_bundle, threads=1).run("unet", inputs)["out_sample"]
+    for file in PLAIN.values():
+        session = onnxruntime.InferenceSession(tmp_path / "unet" / file, providers=["CPUExecutionProvider"])
+        assert {port.name for port in session.get_inputs()} == inputs.keys()
+        (made,) = session.run(None, as_wanted(inputs, session.get_inputs()))
+        np.testing.assert_allclose(made, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -11,11 +11,13 @@ from benchmarks.contestants.pipeline import image
 
 
 class Plain(Contestant):
-    """Graphs by component, opened when first used."""
+    """Graphs by component, opened when first used; `library` is the one that they were written for."""
+
+    library: ClassVar[str]
 
     def __init__(self, model: Mapping[str, Any], threads: int, settings: Mapping[str, Any], declared: str) -> None:
         super().__init__(model, threads, settings, declared)
-        self.opened = cache(lambda component: self.open(self.model["plain"][component]))
+        self.opened = cache(lambda component: self.open(self.model["plain"][self.library][component]))
 
     def open(self, path: str) -> Any:
         """What runs a graph file."""

@@ -14,6 +14,7 @@ class PlainOnnxRuntime(Plain):
     """Sessions with onnxruntime's own defaults."""
 
     distributions: ClassVar[tuple[str, ...]] = ("onnxruntime",)
+    library: ClassVar[str] = "onnxruntime"
 
     def open(self, path: str) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()

@@ -14,6 +14,7 @@ class PlainOpenVino(Plain):
     """Compiled for the CPU at one precision, with free shapes as in the file."""
 
     distributions: ClassVar[tuple[str, ...]] = ("openvino",)
+    library: ClassVar[str] = "openvino"
 
     def open(self, path: str) -> openvino.InferRequest:
         core = openvino.Core()

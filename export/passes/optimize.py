@@ -26,7 +26,12 @@ _CLEAN = Sequential(
 
 def optimize(model: ir.Model, table: SlotTable, variant: Variant) -> None:
     """Optimize in place; weights and graph inputs keep their names."""
-    fold_constants_ir(model, onnx_shape_inference=False)
+    own = {f"{slot.name}.{leaf}" for slot in table for leaf in ("weight", "bias")}  # every graph refers to one copy
+
+    def folds(node: ir.Node) -> bool | None:
+        return False if any(value is not None and value.name in own for value in node.inputs) else None
+
+    fold_constants_ir(model, onnx_shape_inference=False, should_fold=folds)
     _LIFT(model)
     _merge_integers(model.graph)
     _CLEAN(model)

@@ -18,7 +18,7 @@ def linear_activation(site: Site) -> ir.Value:
 
 def linear_weight(site: Site) -> ir.Value:
     """The update goes into the weight: cheaper for layers that see many rows."""
-    return product(site, into_weight(site, site.layer.transposed()), site.layer.bias)
+    return product(site, into_weight(site, site.matrix()), site.layer.bias)
 
 
 def conv_activation(site: Site) -> ir.Value:

@@ -11,6 +11,13 @@ from lora_edge.export.constants import Constants
 from lora_edge.export.patterns.lanes import Lanes
 from lora_edge.slots import Slot
 
+LAST = "lora_edge.last"
+"""Marks an Add of a layer and its update: what else is added to the layer may be added before, see
+`export.passes.add_updates_last`."""
+
+PIECES = "lora_edge.pieces"
+"""Marks a Concat of the pieces that its user will cut it in, see `export.passes.join_cuts`."""
+
 
 @dataclass
 class Layer:
@@ -26,6 +33,15 @@ class Layer:
     @property
     def last(self) -> ir.Node:
         return self.nodes[-1]
+
+    @property
+    def pieces(self) -> int:
+        """In how many equal pieces the result is cut along its features, if that is all that is done with it."""
+        users = self.result.consumers()
+        if len(users) != 1 or users[0].op_type != "Split" or not self.result.shape:
+            return 1
+        widths = {value.shape[-1] for value in users[0].outputs if value.shape}
+        return len(users[0].outputs) if widths == {self.slot.out_features // len(users[0].outputs)} else 1
 
     @property
     def has_positions(self) -> bool:
@@ -64,6 +80,14 @@ class Site:
     inputs: Mapping[str, ir.Value]
     lanes: Lanes
     constant: Constants
+
+    def matrix(self) -> ir.Value:
+        """The weight of a Linear or a 1x1 Conv as [in, out]; a Conv's lies in the file as it is."""
+        slot = self.layer.slot
+        if slot.kernel is None:
+            return self.layer.transposed()
+        flat = self.tape.op("Reshape", [self.layer.weight, self.constant(slot.out_features, slot.in_features)])
+        return self.tape.op("Transpose", [flat], {"perm": [1, 0]})
 
 
 Pattern = Callable[[Site], ir.Value]

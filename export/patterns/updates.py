@@ -29,14 +29,14 @@ def into_weight(site: Site, weight: ir.Value) -> ir.Value:
 
 
 def product(site: Site, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
-    """x @ weight + bias, the weight being [rows or 1, in, out].
+    """x @ weight + bias, the weight being [rows or 1, in, out or a piece of it].
 
     Where one weight serves all rows, it is one product, not one for each row: a weight that changes is laid out anew in
     every product. The bias stands right behind it, where OpenVINO adds it in the same pass.
     """
     op, slot, constant = site.tape.op, site.layer.slot, site.constant
     taken = op("Concat", [site.lanes.sets, constant(-1, slot.in_features)], {"axis": 0})
-    given = op("Concat", [site.lanes.batch, constant(-1, slot.out_features)], {"axis": 0})
+    given = op("Concat", [site.lanes.batch, constant(-1, 0)], {"axis": 0})  # a 0 keeps what the weight gives
     made = op("MatMul", [op("Reshape", [site.layer.x, taken]), weight])
     return op("Reshape", [made if bias is None else op("Add", [made, bias]), given])
 
