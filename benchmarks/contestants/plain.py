@@ -11,13 +11,15 @@ from benchmarks.contestants.pipeline import image
 
 
 class Plain(Contestant):
-    """Graphs by component, opened when first used; `library` is the one that they were written for."""
+    """Graphs by component, opened when first used; `library` is the one that they were written for, unless settings
+    name another."""
 
     library: ClassVar[str]
 
     def __init__(self, model: Mapping[str, Any], threads: int, settings: Mapping[str, Any], declared: str) -> None:
         super().__init__(model, threads, settings, declared)
-        self.opened = cache(lambda component: self.open(self.model["plain"][self.library][component]))
+        library = settings.get("library", self.library)
+        self.opened = cache(lambda component: self.open(self.model["plain"][library][component]))
 
     def open(self, path: str) -> Any:
         """What runs a graph file."""
