@@ -21,44 +21,51 @@ LAZY = (
     "it.\n"
 )
 
-SECTIONS: tuple[tuple[str, str, Callable[[Found, str], str]], ...] = (
+SECTIONS: tuple[tuple[str, tuple[str, ...], str, Callable[[Found, str], str]], ...] = (
+    # title, questions, method, table
     (
         "A step, over the same step of the plain graph",
+        ("step_time",),
         "The same graph without LoRA inputs, on the same library, in turns. Median of the rounds' ratios and, in "
         "brackets, where it lies with 95 %.",
         tables.against_plain,
     ),
     (
         "A step with one adapter of rank 16",
+        ("beside_peers",),
         "Medians, and ratios to ours in the same rounds. The difference is that of the results, over the change that "
         "the adapter makes: what a lower precision costs.",
         tables.beside_peers,
     ),
     (
         "Changing the style",
+        ("swap", "multiplier"),
         LAZY + "Moved: the bytes that a change of the multiplier copies, where the program tells.",
         tables.changes,
     ),
     (
         "An adapter for each image",
+        ("batches",),
         "Images a second at 20 steps with guidance, without encoding and decoding; ratios to the batch without "
         "adapter.",
         tables.batches,
     ),
     (
         "Memory of an image, and opening",
+        ("memory", "opening"),
         "Largest resident size of a fresh process that makes one image, and after it; time from opening to the end of "
         "the first step. Ratios to the plain graph on the same library.",
         tables.memory,
     ),
     (
         "Quantized weights",
+        ("quantized",),
         "What opening the UNet and one small step add to the process; how far one step without adapter is from fp32's, "
         "in dB of its range; a step at the smallest latents. Ratios to fp32.",
         tables.quantized,
     ),
-    ("On disk", "", tables.disk),
-    ("What could not be measured", "", tables.cannot),
+    ("On disk", ("disk",), "", tables.disk),
+    ("What could not be measured", (), "", tables.cannot),
 )
 
 
@@ -73,12 +80,15 @@ def document(found: Found, results: Path) -> str:
          answer.verdict]
         for answer in answers(found, results)
     ]  # fmt: skip
-    parts.append("## What was asked for\n\n" + tables.table(["", "", "at most", "measured", ""], held))
+    several = len({line["machine"] for line in found.lines}) > 1
+    note = "\nMeasured on more than one machine; each section below says on which.\n" if several else ""
+    parts.append("## What was asked for\n\n" + tables.table(["", "", "at most", "measured", ""], held) + note)
     for model in reversed(found.models):
         parts.append(f"## {MODELS[model].title[0].upper()}{MODELS[model].title[1:]}\n")
-        for title, method, make in SECTIONS:
+        for title, questions, method, make in SECTIONS:
             if made := make(found, model):
-                parts.append(f"### {title}\n\n{method}{chr(10) * 2 if method else ''}{made}")
+                told = (f"### {title}", method, made, measured_on(found, model, *questions))
+                parts.append("\n\n".join(part.rstrip("\n") for part in told if part) + "\n")
     parts.append("## Made with\n\n" + _made_with(found))
     return "\n".join(parts)
 
@@ -96,18 +106,34 @@ def section(found: Found) -> str:
         for name in ("beside_peers", "swap", "growth")
         if any(found.all(question=name, model=model))
     ]
-    return "\n".join(
-        [
-            sentence(found, model, best) if best else "",
-            f"A step with one adapter of rank 16, {MODELS[model].title}:\n",
-            peers,
-            f"Changing the style, {MODELS[model].title}:\n",
-            swaps,
-            LAZY,
-            "\n".join(pictures) + "\n" if pictures else "",
-            "[docs/benchmarks.md](docs/benchmarks.md) has the rest, and how it was measured.\n",
-        ]
-    )
+    parts = [
+        sentence(found, model, best) if best else "",
+        f"A step with one adapter of rank 16, {MODELS[model].title}:\n",
+        peers,
+        measured_on(found, model, "beside_peers"),
+        f"Changing the style, {MODELS[model].title}:\n",
+        swaps,
+        LAZY,
+        measured_on(found, model, "swap", "multiplier"),
+        "\n".join(pictures) + "\n" if pictures else "",
+        "[docs/benchmarks.md](docs/benchmarks.md) has the rest, and how it was measured.\n",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def measured_on(found: Found, model: str, *questions: str) -> str:
+    """Where the figures of these questions are from, if not all of the results are from one machine."""
+    if len({line["machine"] for line in found.lines}) < 2:
+        return ""
+    lines = [line for question in questions for line in found.all(question=question, model=model) if "median" in line]
+    who: dict[str, dict[str, None]] = {}
+    for line in lines:
+        who.setdefault(line["machine"], {})[line["contestant"]] = None
+    told = {
+        machine: "" if len(who) == 1 else ": " + "; ".join(CONTESTANTS[name].title for name in names if name)
+        for machine, names in who.items()
+    }
+    return "".join(f"Measured on {machine}{names}.\n" for machine, names in told.items())
 
 
 def sentence(found: Found, model: str, best: str) -> str:

@@ -1,5 +1,6 @@
 """The benchmarks' own machinery, on made-up numbers and on the tiny model; nothing is timed here."""
 
+import itertools
 import json
 import statistics
 import sys
@@ -13,9 +14,9 @@ import onnxruntime
 import pytest
 
 import lora_edge
-from benchmarks import bars, harness, report
+from benchmarks import bars, harness, report, steps
 from benchmarks.adapter_files import Spec, write_adapter
-from benchmarks.bench import Player
+from benchmarks.bench import Chosen, Player
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.contestants.base import Cannot, Contestant, Server, as_wanted, inputs_of
 from benchmarks.found import Found
@@ -23,6 +24,7 @@ from benchmarks.models import MODELS, PLAIN, ROOT
 from benchmarks.peers import ENVIRONMENTS
 from benchmarks.plain import write_plain
 from benchmarks.questions import QUESTIONS
+from benchmarks.steps import Case
 from benchmarks.workers import Worker, groups
 from lora_edge.bundle import Bundle
 
@@ -101,6 +103,53 @@ def test_groups_fit_and_hold_the_references() -> None:
         ("lora-edge-ort", "sd-cpp"),
     ]  # fmt: skip
     assert list(groups(["lora-edge-ort"], ["lora-edge-ort"], model, 1.0)) == [("lora-edge-ort",)]
+
+
+class Drifting:
+    """A machine that becomes slower all the time, and a contestant on it that is `factor` times slower than another."""
+
+    facts: Mapping[str, Any] = {}
+
+    def __init__(self, name: str, factor: float, clock: list[str]) -> None:
+        self.name, self.factor, self.clock = name, factor, clock
+
+    def hold(self, chosen: Chosen) -> bool:
+        return False
+
+    def steps(self, latents: int, rows: int, count: int = 1) -> list[float]:
+        assert rows == 2
+        self.clock += [self.name] * count
+        return [0.5 * self.factor * (1 + len(self.clock) / 500)] * count
+
+
+class Fake:
+    """What `steps.compare` asks of a bench."""
+
+    rounds = 9
+
+    def __init__(self) -> None:
+        self.clock: list[str] = []
+
+    def groups(self, names: Sequence[str], references: Sequence[str], model: Any) -> list[tuple[str, ...]]:
+        return [tuple(dict.fromkeys([*references, *names]))]
+
+    def players(self, names: Sequence[str], model: Any) -> dict[str, Any]:
+        factors = {"plain-ort": 1.0, "lora-edge-ort": 1.07}
+        return {name: Drifting(name, factors[name], self.clock) for name in names}
+
+
+def test_a_case_is_told_beside_the_turn_right_before_it() -> None:
+    bench, plain = Fake(), Case("plain-ort", "no adapter")
+    cases = [Case("lora-edge-ort", title) for title in ("a", "b", "c")]
+    lines = list(
+        steps.compare(bench, "step_time", MODELS["sd15"], 32, [plain, *cases], dict.fromkeys(cases, plain))  # type: ignore[arg-type]
+    )
+    assert [line["case"] for line in lines] == ["no adapter", "a", "b", "c"] and "ratio" not in lines[0]
+    for line in lines[1:]:
+        assert line["ratio"]["n"] == 9 and line["against"] == "plain-ort: no adapter"
+        assert line["ratio"]["median"] == pytest.approx(1.07, rel=0.02), "the machine is three times slower at the end"
+    turns = [name for name, _ in itertools.groupby(bench.clock[2 * len(lines) :])]  # tried once before
+    assert turns.count("lora-edge-ort") == 3 * 9, "never one of them right after another"
 
 
 def test_the_lists_name_what_is_there() -> None:
