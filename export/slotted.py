@@ -23,12 +23,12 @@ class Costs:
         rewriting: to multiply by one number of a weight that was not laid out beforehand, and in whole graphs to write
             it anew too.
         adding: to add one number of an update to what the layer gives, with lanes or without.
-        pointwise: whether a 1x1 Conv may be a product.
+        products: kernels of the layers that may be products; that of a Linear is ().
     """
 
     rewriting: int
     adding: int
-    pointwise: bool = False
+    products: tuple[tuple[int, ...], ...] = ((),)
 
 
 Form: TypeAlias = Literal["whole", "halves"]
@@ -37,8 +37,8 @@ Form: TypeAlias = Literal["whole", "halves"]
 COSTS: Mapping[tuple[str, Form], Costs] = {  # by the backend that a graph is written for
     ("onnxruntime", "whole"): Costs(rewriting=150, adding=0),
     ("onnxruntime", "halves"): Costs(rewriting=20, adding=0),
-    ("openvino", "whole"): Costs(rewriting=100, adding=60, pointwise=True),
-    ("openvino", "halves"): Costs(rewriting=40, adding=60, pointwise=True),
+    ("openvino", "whole"): Costs(rewriting=100, adding=60, products=((), (1, 1))),
+    ("openvino", "halves"): Costs(rewriting=40, adding=60, products=((), (1, 1))),
 }
 CONTRACT: tuple[str, Form] = "onnxruntime", "whole"  # what graphs of the contract are placed by
 
@@ -91,7 +91,7 @@ def _slot(name: str, layer: nn.Module, positions: int, costs: Costs | None) -> S
 def _placed(
     positions: int, in_features: int, out_features: int, kernel: tuple[int, ...], costs: Costs | None
 ) -> Placement:
-    if costs is None or kernel not in (((), (1, 1)) if costs.pointwise else ((),)):
+    if costs is None or kernel not in costs.products:
         return "activation"
     return placement(positions, in_features, out_features, costs)
 

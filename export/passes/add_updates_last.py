@@ -14,12 +14,11 @@ from lora_edge.slots import SlotTable
 def add_updates_last(model: ir.Model, table: SlotTable, variant: Variant) -> None:
     """Rewrite in place every marked Add whose result only another Add takes."""
     for node in [node for node in model.graph if LAST in node.meta]:
-        users = node.outputs[0].consumers()
-        if len(users) != 1 or users[0].op_type != "Add" or node.outputs[0].is_graph_output():
+        uses, (layer, update) = node.outputs[0].uses(), node.inputs
+        if len(uses) != 1 or uses[0].node.op_type != "Add" or node.outputs[0].is_graph_output():
             continue
-        (outer,), (layer, update) = users, node.inputs
-        (other,) = (value for value in outer.inputs if value is not node.outputs[0])
-        inner = ir.node("Add", [layer, other])
+        ((outer, place),) = uses
+        inner = ir.node("Add", [layer, outer.inputs[1 - place]])
         model.graph.insert_before(outer, inner)
         outer.replace_input_with(0, inner.outputs[0])
         outer.replace_input_with(1, update)

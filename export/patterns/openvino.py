@@ -23,7 +23,7 @@ from lora_edge.slots import Placement
 
 def bare(site: Site) -> ir.Value:
     """y = x @ W + bias."""
-    return _in_pieces(site, site.matrix(), _base)
+    return _in_pieces(site, lambda weight, bias, up: _base(site, weight, bias))
 
 
 def linear(site: Site) -> ir.Value:
@@ -39,7 +39,7 @@ def linear(site: Site) -> ir.Value:
 
 def linear_weight(site: Site) -> ir.Value:
     """y = x @ (W + update) + bias."""
-    return _in_pieces(site, into_weight(site, site.matrix()), product)
+    return _in_pieces(site, lambda weight, bias, up: product(site, into_weight(site, weight, up), bias))
 
 
 def _base(site: Site, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
@@ -47,16 +47,16 @@ def _base(site: Site, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
     return made if bias is None else site.tape.op("Add", [made, bias])
 
 
-def _in_pieces(
-    site: Site, weight: ir.Value, product: Callable[[Site, ir.Value, ir.Value | None], ir.Value]
-) -> ir.Value:
-    """A product whose result would be cut in pieces is made in pieces: a result is cut in every step, a weight once.
-    What is done with a piece alone, OpenVINO does while it makes it."""
-    layer, pieces = site.layer, site.layer.pieces
+def _in_pieces(site: Site, make: Callable[[ir.Value, ir.Value | None, ir.Value | None], ir.Value]) -> ir.Value:
+    """A result that would be cut in pieces is made in pieces, of those of weight, bias and `up`: it would be cut in
+    every step, and constants are cut when the graph is opened. What is done with a piece alone, OpenVINO does while it
+    makes it.
+    """
+    weight, layer, up, pieces = site.matrix(), site.layer, site.inputs.get("up"), site.layer.pieces
     if pieces == 1:
-        return product(site, weight, layer.bias)
-    biases = [None] * pieces if layer.bias is None else _cut(site, layer.bias, pieces)
-    made = [product(site, part, bias) for part, bias in zip(_cut(site, weight, pieces), biases, strict=True)]
+        return make(weight, layer.bias, up)
+    others = [[None] * pieces if part is None else _cut(site, part, pieces) for part in (layer.bias, up)]
+    made = [make(*parts) for parts in zip(_cut(site, weight, pieces), *others, strict=True)]
     whole = site.tape.op("Concat", made, {"axis": -1})
     site.tape.nodes[-1].meta[PIECES] = True
     return whole
