@@ -26,7 +26,7 @@ from lora_edge.errors import (
     RequestError,
     UnknownKind,
 )
-from lora_edge.packhead import FORMAT, KEY, READABLE_FORMATS, Head, Part, Source
+from lora_edge.packhead import FORMAT, KEY, READABLE_FORMATS, Head, Part, Source, utf8
 from lora_edge.packquick import read_quick
 from lora_edge.ports import Ports, forms_of, has_lanes, inputs, ports_of, refuse_beyond, short
 from lora_edge.slots import ABI_VERSION, SlotTable
@@ -98,13 +98,13 @@ def write_pack(adapter: Adapter, bundle: Bundle, path: str | Path, dtype: str = 
         parts[component] = Part(marks[component], ports.runs)
     for embedding in adapter.embeddings:
         for component, vectors in embedding.vectors.items():
-            name = f"{TOKENS}{component}.{_utf8(embedding.name)}"
+            name = f"{TOKENS}{component}.{utf8(embedding.name)}"
             _check_word(bundle, component, name, vectors.shape)
             tensors[name] = floats(vectors, "F32", name)
     source = Source(bundle.fingerprint, str(bundle.manifest.get("family")), bundle.name)
     head = Head(FORMAT, ABI_VERSION, source, adapter.name, adapter.kinds, dtype, parts)
     strings = {**adapter.metadata, KEY: head.dump()}
-    write_tensors(path, tensors, {_utf8(key): _utf8(value) for key, value in sorted(strings.items())})
+    write_tensors(path, tensors, {utf8(key): utf8(value) for key, value in sorted(strings.items())})
     return path
 
 
@@ -296,8 +296,3 @@ def _check_float16(port: str, array: FloatArray) -> None:
         raise AdapterValueError(
             f"float16 cannot hold {port!r}, whose largest number is {largest:.3g}; pack it with --dtype fp32"
         )
-
-
-def _utf8(text: str) -> str:
-    """JSON may have said half a surrogate pair, which no UTF-8 can say again."""
-    return text.encode("utf-8", "replace").decode()

@@ -137,3 +137,8 @@ def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise TypeError(f"no list is {short(value)}")
     return value
+
+
+def utf8(text: str) -> str:
+    """JSON may have said half a surrogate pair, which no UTF-8 can say again."""
+    return text.encode("utf-8", "replace").decode()

@@ -12,7 +12,6 @@ from lora_edge.adapter import Adapter
 from lora_edge.adapterfile import version
 from lora_edge.arrays import Array
 from lora_edge.bundle import Bundle, Check
-from lora_edge.library import short_hash
 from lora_edge.opening import open_adapter
 from lora_edge.runtime.backends import Backend, Wishes, choose
 from lora_edge.runtime.components import Components
@@ -20,9 +19,8 @@ from lora_edge.runtime.generate import OnStep, Painter
 from lora_edge.runtime.image import label
 from lora_edge.runtime.memory import peak_bytes, physical_bytes
 from lora_edge.runtime.pairs import Adapters, Pair, checked_pairs
-from lora_edge.runtime.request import Request, make_request
+from lora_edge.runtime.request import make_request
 from lora_edge.runtime.resolve import Resolver
-from lora_edge.runtime.scene import is_off, share
 from lora_edge.runtime.shelf import Shelf
 from lora_edge.runtime.size import Size
 from lora_edge.runtime.swap import Swap
@@ -283,23 +281,4 @@ class Engine:
             log.warning("%s: made apart are %s", self._backend.layout.apart, "; ".join(self._runs))
         for part in batches:
             made.update(zip(part.images, painter.paint(part, on_step), strict=True))
-        return [label(made[image], self._parameters(request, image)) for image in range(request.rows)]
-
-    def _parameters(self, request: Request, image: int) -> dict[str, Any]:
-        """What the metadata of an image says of how it was made."""
-        pairs = [share(pair, [image]) for scene in request.story for pair in scene.adapters]
-        acting = {adapter.name: adapter for adapter, strength in pairs if not is_off(strength)}
-        hashes = {name: short_hash(adapter.path) for name, adapter in acting.items() if adapter.path is not None}
-        return {
-            "prompt": request.prompts[image].source,
-            "negative_prompt": request.negatives[image].source,
-            "steps": request.plan.steps,
-            "sampler": request.plan.title,
-            "guidance": request.guidance,
-            "seed": request.seeds[image],
-            "width": request.width,
-            "height": request.height,
-            "model": self.bundle.name,
-            "clip_skip": request.clip_skip,
-            "lora_hashes": hashes,
-        }
+        return [label(made[image], request.parameters(image, self.bundle.name)) for image in range(request.rows)]

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 from lora_edge import prompt as prompts
 from lora_edge.errors import PromptError, RequestError
 from lora_edge.forms import ComponentForms
+from lora_edge.library import short_hash
 from lora_edge.prompt import Prompt
 from lora_edge.runtime import samplers
 from lora_edge.runtime.samplers import Plan
-from lora_edge.runtime.scene import Scene, alike, share
+from lora_edge.runtime.scene import Scene, alike, is_off, share
 from lora_edge.runtime.size import Size
 from lora_edge.runtime.words import Words
 
@@ -68,6 +69,25 @@ class Request:
         """The request in as few batches as can be; their `images` say which is which. See `scene.alike`."""
         groups = alike(self.story, self.rows, alone)
         return [self] if len(groups) == 1 else [self._only(group) for group in groups]
+
+    def parameters(self, image: int, model: str) -> dict[str, Any]:
+        """How an image of it is made, by a model of that name: the arguments of `Infotext.of`."""
+        pairs = [share(pair, [image]) for scene in self.story for pair in scene.adapters]
+        acting = {adapter.name: adapter for adapter, strength in pairs if not is_off(strength)}
+        hashes = {name: short_hash(adapter.path) for name, adapter in acting.items() if adapter.path is not None}
+        return {
+            "prompt": self.prompts[image].source,
+            "negative_prompt": self.negatives[image].source,
+            "steps": self.plan.steps,
+            "sampler": self.plan.title,
+            "guidance": self.guidance,
+            "seed": self.seeds[image],
+            "width": self.width,
+            "height": self.height,
+            "model": model,
+            "clip_skip": self.clip_skip,
+            "lora_hashes": hashes,
+        }
 
     def _only(self, images: Sequence[int]) -> "Request":
         def of(items: tuple[Item, ...]) -> tuple[Item, ...]:
