@@ -94,11 +94,16 @@ def evaluate(program: Program, feeds: Mapping[str, Array], precision: Precision,
         for name in done[at]:
             values.pop(name, None)
             held -= sizes.pop(name, 0)
-    return {name: _named(program, values, name) for name in program.outputs}
+    return {name: _named(program, values, name, precision) for name in program.outputs}
 
 
-def _named(program: Program, values: Mapping[str, Array], name: str) -> Array:
-    return values[name] if name in values else program.constants[name].array
+def _named(program: Program, values: Mapping[str, Array], name: str, precision: Precision) -> Array:
+    """A value or a constant, both as they are kept: left to numpy, a constant of fewer digits would be laid out anew
+    while it is widened, and be summed in another order."""
+    if name in values:
+        return values[name]
+    constant = program.constants[name]
+    return _held(constant.array, constant.type, precision)
 
 
 def _work(array: Array) -> Array:
@@ -106,8 +111,8 @@ def _work(array: Array) -> Array:
     return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
-def _argument(binding: Binding, program: Program, values: Mapping[str, Array]) -> Any:
-    array = _named(program, values, binding) if isinstance(binding, str) else binding.array
+def _argument(binding: Binding, program: Program, values: Mapping[str, Array], precision: Precision) -> Any:
+    array = _named(program, values, binding, precision) if isinstance(binding, str) else binding.array
     return str(array.item()) if array.dtype == object else _work(array)
 
 
@@ -119,7 +124,7 @@ def _apply(
     told: dict[str, Any] = {"declared": declared} if takes.declared else {}
     try:
         for parameter, bindings in _parameters(operation).items():
-            arguments = [_argument(binding, program, values) for binding in bindings]
+            arguments = [_argument(binding, program, values, precision) for binding in bindings]
             told[parameter] = arguments if parameter in LISTS else arguments[0]
         with np.errstate(all="ignore"):
             made = takes.op(**told)
