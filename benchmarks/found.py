@@ -33,6 +33,11 @@ class Found:
         """Models that were measured, from small to large."""
         return [name for name in MODELS if any(self.all(model=name))]
 
+    @property
+    def machines(self) -> list[str]:
+        """Those that anything was measured on."""
+        return list(dict.fromkeys(line["machine"] for line in self.lines))
+
     def latents(self, model: str) -> list[int]:
         """Sides of latents that steps of a model were timed at, from small to large."""
         sides = (line.get("latents", 0) for line in self.all(question="beside_peers", model=model))

@@ -13,14 +13,7 @@ from benchmarks.contestants import CONTESTANTS
 from benchmarks.found import Found, Line, delay, put_off
 from benchmarks.models import MODELS
 
-COLOURS = {
-    "ours": "tab:blue",
-    "other": "tab:blue",
-    "wider": "tab:cyan",
-    "mapped": "tab:cyan",
-    "limit": "tab:gray",
-    "peer": "tab:orange",
-}
+COLOURS = {"ours": "tab:blue", "other": "tab:blue", "wider": "tab:cyan", "limit": "tab:gray", "peer": "tab:orange"}
 
 
 def write_plots(found: Found, model: str, folder: Path) -> list[Path]:

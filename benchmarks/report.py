@@ -80,8 +80,8 @@ def document(found: Found, results: Path) -> str:
          answer.verdict]
         for answer in answers(found, results)
     ]  # fmt: skip
-    several = len({line["machine"] for line in found.lines}) > 1
-    note = "\nMeasured on more than one machine; each section below says on which.\n" if several else ""
+    several = "\nMeasured on more than one machine; each section below says on which.\n"
+    note = several if len(found.machines) > 1 else ""
     parts.append("## What was asked for\n\n" + tables.table(["", "", "at most", "measured", ""], held) + note)
     for model in reversed(found.models):
         parts.append(f"## {MODELS[model].title[0].upper()}{MODELS[model].title[1:]}\n")
@@ -123,7 +123,7 @@ def section(found: Found) -> str:
 
 def measured_on(found: Found, model: str, *questions: str) -> str:
     """Where the figures of these questions are from, if not all of the results are from one machine."""
-    if len({line["machine"] for line in found.lines}) < 2:
+    if len(found.machines) < 2:
         return ""
     lines = [line for question in questions for line in found.all(question=question, model=model) if "median" in line]
     who: dict[str, dict[str, None]] = {}
@@ -167,13 +167,12 @@ def with_section(readme: str, made: str) -> str:
 
 
 def _made_with(found: Found) -> str:
-    machines = dict.fromkeys(line["machine"] for line in found.lines)
     dates = sorted({line["date"] for line in found.lines})
     versions = {
         f"{name} {version}" for line in found.lines for name, version in (line.get("versions") or {}).items()
     }  # fmt: skip
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}" if dates else ""
-    return "".join(f"- {told}\n" for told in (*machines, ", ".join(sorted(versions)), when) if told)
+    return "".join(f"- {told}\n" for told in (*found.machines, ", ".join(sorted(versions)), when) if told)
 
 
 def _number(value: float | None, unit: str) -> str:

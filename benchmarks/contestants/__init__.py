@@ -95,8 +95,8 @@ CONTESTANTS: Mapping[str, Entry] = {
         "graph without LoRA inputs, OpenVINO bf16", "plain_openvino", "limit",
         settings={"precision": "bf16"}, weight=7.0, needs=("plain",),
     ),
-    "plain-ov-traced": Entry(
-        "the same as torch.onnx wrote it, OpenVINO bf16", "plain_openvino", "limit",
+    "plain-ov-other": Entry(
+        "graph without LoRA inputs as for onnxruntime, OpenVINO bf16", "plain_openvino", "limit",
         settings={"precision": "bf16", "library": "onnxruntime"}, weight=7.0, needs=("plain",),
     ),
     "plain-ov-fp32": Entry(
