@@ -163,7 +163,7 @@ def _export(
     weights = _write_component(part, module, table, models, folder, shrunk.weights if shrunk else {})
     entry = {
         "graph": f"{folder.name}/{wanted[0].file}",
-        **listed(recipe, wanted, table),
+        **listed(recipe, wanted, table, models),
         "slots": [slot.to_json() for slot in table],
         "norms": dict(table.norms),
         "facts": dict(table.facts),

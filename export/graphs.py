@@ -1,6 +1,6 @@
 """The graphs of a component: which files there are, what the manifest says of them, and opening them to be verified."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,14 +8,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from lora_edge.bundle import Component
-from lora_edge.export.halves import divide
+from lora_edge.export.halves import parts
 from lora_edge.export.passes import PASSES
 from lora_edge.export.recipes import Recipe
 from lora_edge.export.slotted import Form
 from lora_edge.export.smaller import Shrunk
 from lora_edge.export.variants import VARIANTS, Variant
 from lora_edge.graph import Graph, OpenGraph
-from lora_edge.halves import Halves
+from lora_edge.halves import joined
 from lora_edge.neutral import Filled
 from lora_edge.scope import ALL, SCOPES, Scope
 from lora_edge.slots import SlotTable
@@ -55,7 +55,9 @@ def graphs(
 
 
 def _halves(variant: Variant, whole: ir.Model, recipe: Recipe) -> dict[str, ir.Model]:
-    return dict(zip(variant.halves, divide(whole, recipe.varying, converts=variant.converts), strict=True))
+    stays = [port.name for port in recipe.inputs if port.name not in recipe.varying]
+    made = parts(whole, stays, recipe.varying, converts=variant.converts)
+    return dict(zip(variant.halves[-len(made) :], made, strict=True))
 
 
 def dressed(model: ir.Model, table: SlotTable, variant: Variant, shrunk: Shrunk | None = None) -> ir.Model:
@@ -68,21 +70,23 @@ def dressed(model: ir.Model, table: SlotTable, variant: Variant, shrunk: Shrunk 
     return made
 
 
-def listed(recipe: Recipe, wanted: Sequence[Variant], table: SlotTable) -> dict[str, dict[str, dict[str, object]]]:
-    """What the manifest says: backend -> scope -> file, from narrow to wide.
+def listed(
+    recipe: Recipe, wanted: Sequence[Variant], table: SlotTable, written: Collection[str]
+) -> dict[str, dict[str, dict[str, object]]]:
+    """What the manifest says of the files that were written: backend -> scope -> file, from narrow to wide.
 
     A graph without slots is for every backend.
     """
     folder = recipe.component
     made: dict[Form, dict[str, dict[str, object]]] = {"whole": {}, "halves": {}}
     for variant in reversed(wanted):
-        once, step = (f"{folder}/{file}" for file in variant.halves)
-        files: dict[Form, object] = {"whole": f"{folder}/{variant.file}", "halves": {"once": once, "step": step}}
+        halves = [f"{folder}/{file}" for file in variant.halves if file in written]
+        files: dict[Form, object] = {"whole": f"{folder}/{variant.file}", "halves": halves}
         for form in variant.forms_of(recipe):
             made[form].setdefault(variant.runs_on, {})[variant.scope.name] = files[form]
     whole = made["whole"]
     alike = [] if table.slots else [variant.runs_on for variant in VARIANTS]
-    return {"graphs": dict.fromkeys(alike, whole[wanted[0].runs_on]) | whole, "halves": made["halves"]}
+    return {"graphs": dict.fromkeys(alike, whole[wanted[0].runs_on]) | whole, "parts": made["halves"]}
 
 
 def openings(component: Component, open_graph: OpenGraph, open_others: OpenGraph) -> Iterator[Opening]:
@@ -106,9 +110,8 @@ def openings(component: Component, open_graph: OpenGraph, open_others: OpenGraph
             yield Opening("openvino", ALL, partial(filled, component.graphs["openvino"][ALL.name]))
 
 
-def _joined(open_graph: OpenGraph, halves: tuple[Path, Path]) -> Graph:
-    once, step = map(open_graph, halves)
-    return Halves(once, step, brief=True)
+def _joined(open_graph: OpenGraph, halves: Sequence[Path]) -> Graph:
+    return joined(map(open_graph, halves), brief=True)
 
 
 def _filled(component: Component, open_graph: OpenGraph, path: Path) -> Graph:

@@ -1,7 +1,9 @@
 """A graph in two: what stays the same from step to step, and the rest.
 
 Weights with their update in them, keys and values of the prompt, factors times their scales: none of them depends on
-the latents. The once half computes them, `lora_edge.halves` holds them, the step half takes them as inputs.
+the latents. The once half computes them, `lora_edge.halves` holds them, the step half takes them as inputs. Of what is
+computed once the prompt's part is divided off again: keys and values without their update, which no change of adapters
+or multipliers asks for anew.
 """
 
 from collections.abc import Collection, Iterator
@@ -10,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from lora_edge.ports import has_lanes
-from lora_edge.slots import HELD
+from lora_edge.slots import HELD, HELD_BASE
 
 WORK = frozenset(("Add", "Conv", "Identity", "MatMul", "MatMulNBits", "Mul", "Transpose"))
 """Operators whose results are worth holding. What is only cut, reshaped or read from the weights costs nothing to make
@@ -19,25 +21,44 @@ again, and would take memory."""
 FIRST = {"start": 0, "end": 1}
 
 
-def divide(model: ir.Model, varying: Collection[str], *, converts: bool = False) -> tuple[ir.Model, ir.Model]:
+def parts(model: ir.Model, prompt: Collection[str], varying: Collection[str], *, converts: bool) -> list[ir.Model]:
+    """A finished graph in the order in which its parts run: what the prompt alone decides, if anything does; what
+    adapters and their multipliers do too; what is computed in every step.
+
+    Args:
+        model: see `divide`.
+        prompt: names of the plain inputs that stay from step to step.
+        varying: names of those that do not.
+        converts: see `divide`.
+    """
+    once, step = divide(model, varying, converts=converts)
+    adapters = [value.name or "" for value in once.graph.inputs if value.name not in prompt]
+    first, rest = divide(once, adapters, title=HELD_BASE)
+    return [first, rest, step] if first.graph.outputs else [once, step]
+
+
+def divide(
+    model: ir.Model, varying: Collection[str], *, converts: bool = False, title: str = HELD
+) -> tuple[ir.Model, ir.Model]:
     """The once half and the step half of a finished graph, which stays as it is.
 
     Args:
         model: after all passes; nodes in the order in which they are computed.
-        varying: names of the inputs that are others in every step.
+        varying: names of the inputs that are others in every run of the step half.
         converts: whether what is held is in another precision than what is fed; factors that the step half would take
             as they are come from the once half then, in the precision that they are used in.
+        title: what the names of held values begin with.
 
     Returns:
         Two graphs whose inputs are together those of the model, each with its defaults. The once half's outputs are
-        called `held.<layer>…`, and are inputs of the step half.
+        called `<title><layer>…`, and are inputs of the step half.
     """
     model = model.clone()
     _count_rows_of_what_stays(model, varying)
     if converts:
         _hand_over(model)
     held = _floats(model, _held(model, varying))
-    titles = _titles(model, held)
+    titles = _titles(model, held, title)
     once, step = model.clone(), model.clone()
     outputs = {value.name: value for value in _values(once)}
     once.graph.outputs[:] = [outputs[name] for name in titles]
@@ -108,13 +129,13 @@ def _floats(model: ir.Model, names: Collection[str]) -> dict[str, ir.Value]:
     return {name: made[name] for name in names if made[name].dtype in (ir.DataType.FLOAT, None)}
 
 
-def _titles(model: ir.Model, names: Collection[str]) -> dict[str, str]:
+def _titles(model: ir.Model, names: Collection[str], title: str) -> dict[str, str]:
     """What they are called: by the layer that they are of."""
     titles: dict[str, str] = {}
     for value in _values(model):
         if value.name in names:
-            title = HELD + _layer(value)
-            titles[value.name] = f"{title}.{value.name}" if title in titles.values() else title
+            own = title + _layer(value)
+            titles[value.name] = f"{own}.{value.name}" if own in titles.values() else own
     return titles
 
 

@@ -24,11 +24,26 @@ class Costs:
             it anew too.
         adding: to add one number of an update to what the layer gives, with lanes or without.
         products: kernels of the layers that may be products; that of a Linear is ().
+        holds: whether what does not vary is computed once and held.
     """
 
     rewriting: int
     adding: int
     products: tuple[tuple[int, ...], ...] = ((),)
+    holds: bool = False
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a layer is given at the reference size.
+
+    Attributes:
+        positions: per row of the batch.
+        stays: whether it is an input of the component that stays from run to run, such as the prompt's states.
+    """
+
+    positions: int
+    stays: bool = False
 
 
 Form: TypeAlias = Literal["whole", "halves"]
@@ -36,9 +51,9 @@ Form: TypeAlias = Literal["whole", "halves"]
 
 COSTS: Mapping[tuple[str, Form], Costs] = {  # by the backend that a graph is written for
     ("onnxruntime", "whole"): Costs(rewriting=150, adding=0),
-    ("onnxruntime", "halves"): Costs(rewriting=20, adding=0),
+    ("onnxruntime", "halves"): Costs(rewriting=20, adding=0, holds=True),
     ("openvino", "whole"): Costs(rewriting=100, adding=60, products=((), (1, 1))),
-    ("openvino", "halves"): Costs(rewriting=40, adding=60, products=((), (1, 1))),
+    ("openvino", "halves"): Costs(rewriting=40, adding=60, products=((), (1, 1)), holds=True),
 }
 CONTRACT: tuple[str, Form] = "onnxruntime", "whole"  # what graphs of the contract are placed by
 
@@ -61,9 +76,10 @@ def slot_table(
     """
     if not recipe.slotted:
         return SlotTable(recipe.component, ())
-    seen = positions(recipe, module, example) if costs else {}
+    seen = inputs_seen(recipe, module, example) if costs else {}
     named = [(name, recipe.canonical(name), layer) for name, layer in module.named_modules()]
-    slots = tuple(_slot(slot, layer, seen.get(slot, 1), costs) for _, slot, layer in named if _takes_update(layer))
+    taking = ((slot, layer) for _, slot, layer in named if _takes_update(layer))
+    slots = tuple(_slot(slot, layer, seen.get(slot, Seen(1)), costs) for slot, layer in taking)
     norms = {
         slot: layer.weight.numel()
         for _, slot, layer in named
@@ -76,24 +92,24 @@ def _takes_update(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
 
 
-def _slot(name: str, layer: nn.Module, positions: int, costs: Costs | None) -> Slot:
+def _slot(name: str, layer: nn.Module, seen: Seen, costs: Costs | None) -> Slot:
     out_features, in_features, *kernel = layer.weight.shape  # type: ignore[misc]
     return Slot(
         name,
         int(in_features),
         int(out_features),
         (int(kernel[0]), int(kernel[1])) if kernel else None,
-        _placed(positions, int(in_features), int(out_features), tuple(kernel), costs),
+        _placed(seen, int(in_features), int(out_features), tuple(kernel), costs),
         layer.bias is not None,
     )
 
 
-def _placed(
-    positions: int, in_features: int, out_features: int, kernel: tuple[int, ...], costs: Costs | None
-) -> Placement:
+def _placed(seen: Seen, in_features: int, out_features: int, kernel: tuple[int, ...], costs: Costs | None) -> Placement:
     if costs is None or kernel not in costs.products:
         return "activation"
-    return placement(positions, in_features, out_features, costs)
+    if costs.holds and seen.stays:  # the product without update is held, and no change of adapters asks for it anew
+        return "activation"
+    return placement(seen.positions, in_features, out_features, costs)
 
 
 def placement(positions: int, in_features: int, out_features: int, costs: Costs) -> Placement:
@@ -109,16 +125,18 @@ def placement(positions: int, in_features: int, out_features: int, costs: Costs)
     return "weight" if positions > 1 and inside < beside else "activation"
 
 
-def positions(recipe: Recipe, module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, int]:
-    """Positions per batch row that each slot sees, found on the meta device: shapes only, nothing computed."""
-    seen: dict[str, int] = {}
+def inputs_seen(recipe: Recipe, module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Seen]:
+    """What each slot sees, found on the meta device: shapes only, nothing computed."""
+    seen: dict[str, Seen] = {}
     wrapped = recipe.wrap(module)
+    given = {port.name: tensor.to("meta") for port, tensor in zip(recipe.inputs, example, strict=True)}
+    stay = [tensor for name, tensor in given.items() if name not in recipe.varying]
 
     def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
             x: Tensor = args[0]
             axes = x.shape[2:] if isinstance(layer, nn.Conv2d) else x.shape[1:-1]
-            seen[name] = axes.numel()
+            seen[name] = Seen(axes.numel(), any(x is tensor for tensor in stay))
 
         return hook
 
@@ -129,7 +147,7 @@ def positions(recipe: Recipe, module: nn.Module, example: tuple[Tensor, ...]) ->
     ]
     state = {name: _shape(tensor) for name, tensor in [*wrapped.named_parameters(), *wrapped.named_buffers()]}
     try:
-        functional_call(wrapped, state, tuple(tensor.to("meta") for tensor in example))
+        functional_call(wrapped, state, tuple(given.values()))
     finally:
         for hook in hooks:
             hook.remove()

@@ -21,7 +21,7 @@ from lora_edge.export.passes.pack_weights import pack_weights
 from lora_edge.export.passes.store_halves import store_halves
 from lora_edge.export.quantize import CHOICES, Way, block_of, quantized
 from lora_edge.export.recipes import Recipe
-from lora_edge.export.slotted import positions
+from lora_edge.export.slotted import inputs_seen
 from lora_edge.export.stored import LAYERS
 from lora_edge.slots import SlotTable
 
@@ -121,8 +121,8 @@ def shrink(
     ways: dict[str, Way] = {}
     weights: dict[str, Blockwise] = {}
     if smaller.quantize:
-        at = positions(recipe, module, seen)
-        ways = {slot.name: CHOICES[smaller.quantize](slot, at[slot.name]) for slot in table if block_of(slot)}
+        at = inputs_seen(recipe, module, seen)
+        ways = {slot.name: CHOICES[smaller.quantize](slot, at[slot.name].positions) for slot in table if block_of(slot)}
         for name, way in ways.items():
             parameter = layers[name].weight
             made = quantized(parameter.detach().float().numpy(), way, block_of(table.by_name[name]))

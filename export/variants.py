@@ -44,10 +44,10 @@ class Variant:
         return self.forms if recipe.varying else ("whole",)
 
     @property
-    def halves(self) -> tuple[str, str]:
-        """Names of its files in two: what is computed once, and what in every step."""
+    def halves(self) -> tuple[str, ...]:
+        """Names of its files in halves, in the order in which they run; some graphs lack the first."""
         stem = self.file.removesuffix(".onnx")
-        return f"{stem}_once.onnx", f"{stem}_step.onnx"
+        return tuple(f"{stem}_{part}.onnx" for part in ("prompt", "once", "step"))
 
 
 def _patterns(activation: Pattern, weight: Pattern, conv: Pattern, pointwise: Pattern | None = None) -> Patterns:

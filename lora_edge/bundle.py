@@ -4,15 +4,15 @@
       lora_edge.json            this manifest
       model_index.json          as diffusers writes it
       unet/model.onnx           graph; model.onnx.data its weights; config.json; norms.safetensors;
-                                model_linear.onnx, the halves *_once.onnx and *_step.onnx and, when asked for,
-                                model.pt2, over the same weights
+                                model_linear.onnx, the halves *_prompt.onnx, *_once.onnx and
+                                *_step.onnx and, when asked for, model.pt2, over the same weights
       text_encoder/  vae_decoder/  vae_encoder/
       tokenizer/  scheduler/scheduler_config.json
 
 The manifest is JSON: `format` and `abi` versions, `family`, `prediction_type`, `reference`, `components` (graph file,
-graphs and halves by backend and scope, slots in lane order, norms, facts, places of the slots' weights, verification),
-`files` (size and sha256 of every other file) and a `fingerprint`, which packs name. Rules of change: entries are added,
-never given another meaning; a reader refuses a `format` or an `abi` that it does not list.
+graphs, whole and in parts, by backend and scope, slots in lane order, norms, facts, places of the slots' weights,
+verification), `files` (size and sha256 of every other file) and a `fingerprint`, which packs name. Rules of change:
+entries are added, never given another meaning; a reader refuses a `format` or an `abi` that it does not list.
 """
 
 import hashlib
@@ -48,7 +48,8 @@ class Component:
         graphs: backend -> scope -> path of the graph, from narrow to wide; all lie over the same weights.
         table: its slots.
         config: the component's own config.json.
-        halves: backend -> scope -> paths of the same graph in two, what is computed once and what in every step.
+        halves: backend -> scope -> paths of the same graph in parts, in the order in which they run: what the prompt
+            decides (some graphs lack it), what adapters do, what is computed in every step.
         weights: where its slots' own weights lie; None where the manifest does not say.
     """
 
@@ -58,7 +59,7 @@ class Component:
     config: Mapping[str, Any]
     weights: GraphWeights | None = None
     graphs: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
-    halves: Mapping[str, Mapping[str, tuple[Path, Path]]] = field(default_factory=dict)
+    halves: Mapping[str, Mapping[str, tuple[Path, ...]]] = field(default_factory=dict)
 
     def scopes(self, backend: str) -> list[str]:
         """Names of the scopes that there are graphs of for a backend, from narrow to wide."""
@@ -245,9 +246,10 @@ def read_component(folder: Path, name: str, entry: Mapping[str, Any]) -> Compone
         backend: {scope: _graph(folder, files[scope]) for scope in SCOPES if scope in files or scope == ALL.name}
         for backend, files in listed.items()
     }
+    parts = entry.get("parts") or _earlier(entry.get("halves") or {})
     halves = {
-        backend: {scope: _halves(folder, files[scope]) for scope in SCOPES if scope in files}
-        for backend, files in (entry.get("halves") or {}).items()
+        backend: {scope: tuple(_graph(folder, path) for path in files[scope]) for scope in SCOPES if scope in files}
+        for backend, files in parts.items()
     }
     slots = tuple(Slot.from_json(item) for item in entry["slots"])
     table = SlotTable(name, slots, dict(entry["norms"]), dict(entry["facts"]))
@@ -258,8 +260,12 @@ def read_component(folder: Path, name: str, entry: Mapping[str, Any]) -> Compone
     )
 
 
-def _halves(folder: Path, files: Mapping[str, str]) -> tuple[Path, Path]:
-    return _graph(folder, files["once"]), _graph(folder, files["step"])
+def _earlier(halves: Mapping[str, Mapping[str, Mapping[str, str]]]) -> dict[str, dict[str, list[str]]]:
+    """Parts as earlier bundles tell them."""
+    return {
+        backend: {scope: [files["once"], files["step"]] for scope, files in scopes.items()}
+        for backend, scopes in halves.items()
+    }
 
 
 def _graph(folder: Path, path: str) -> Path:

@@ -1,6 +1,7 @@
-"""A graph in two files, as `export.halves` cut it: what stays the same from step to step is computed once and held."""
+"""A graph in parts, as `export.halves` cut it: what stays the same from step to step is computed once and held."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial, reduce
 
 import numpy as np
 
@@ -11,12 +12,17 @@ from lora_edge.ports import has_lanes
 from lora_edge.slots import SCALES
 
 
+def joined(parts: Iterable[Graph], *, brief: bool = False) -> Graph:
+    """The parts as one graph: all but the last are the once half of what follows; see `Halves`."""
+    return reduce(partial(Halves, brief=brief), parts)
+
+
 class Halves:
     """Both halves, as one graph (a `Graph`).
 
     What is held belongs to the last feeds: weights with the update of their adapters, one for each row of
     `lora.scales`, and the prompt's keys and values. The next run with another adapter, multiplier or prompt makes it
-    anew.
+    anew, but for what the once half, which may be in halves too, holds of its own.
 
     Args:
         once: computes what is held; its outputs are inputs of the other half.

@@ -17,6 +17,8 @@ RANKS = "lora.ranks"
 TOKENS = "lora.tokens"
 HELD = "held."
 """What the inputs are called that the step half of a graph takes from the once half (see `lora_edge.halves`)."""
+HELD_BASE = f"{HELD}base."
+"""What those are called that the once half takes from the prompt's part: results of layers before their update."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from lora_edge.bundle import Bundle, Component
 from lora_edge.errors import BackendUnavailable, ComponentMissing, RequestError, first_line
 from lora_edge.graph import Graph, OpenGraph
-from lora_edge.halves import Halves
+from lora_edge.halves import joined
 from lora_edge.runtime.auto import Machine, best
 from lora_edge.runtime.coreml.graph import OpenPackage, PackagedGraph, Runner
 from lora_edge.runtime.coreml.layout import FixedRank
@@ -103,8 +103,7 @@ def _scopes(backend: str, wish: str, component: Component) -> Sequence[Scope]:
 def _opened(component: Component, backend: str, scope: Scope, open_file: OpenGraph) -> Graph:
     """The graph of a component that takes a scope: in halves, where the bundle has them."""
     if halves := component.halves.get(backend, {}).get(scope.name):
-        once, step = map(open_file, halves)
-        return Halves(once, step)
+        return joined(map(open_file, halves))
     return open_file(component.graphs[backend][scope.name])
 
 

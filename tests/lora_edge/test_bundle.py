@@ -41,8 +41,19 @@ def graphs(change: Change) -> Change:
 
 
 def halves(change: Change) -> Change:
-    """A change of what the manifest says of the UNet's graphs in two files."""
-    return lambda manifest: change(manifest["components"]["unet"]["halves"]["openvino"])
+    """A change of what the manifest says of the UNet's graphs in parts."""
+    return lambda manifest: change(manifest["components"]["unet"]["parts"]["openvino"])
+
+
+def earlier(once: str) -> Change:
+    """Parts as bundles told them when there were two."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        unet = manifest["components"]["unet"]
+        unet["halves"] = {"openvino": {"linear": {once: unet["parts"]["openvino"]["linear"][-2], "step": "../x.onnx"}}}
+        del unet["parts"]
+
+    return change
 
 
 def weights(change: Change) -> Change:
@@ -65,9 +76,11 @@ def weights(change: Change) -> Change:
         (graphs(lambda g: g["onnxruntime"].update(linear="../x.onnx")), errors.BundleDamaged, "outside"),
         (graphs(lambda g: g["onnxruntime"].update(linear="unet/gone")), errors.BundleDamaged, "lacks unet/gone"),
         (graphs(lambda g: g.update(openvino={})), errors.BundleDamaged, "KeyError\\('all'\\)"),
-        (halves(lambda h: h["linear"].update(once="../x.onnx")), errors.BundleDamaged, "outside"),
-        (halves(lambda h: h["linear"].update(step="unet/gone")), errors.BundleDamaged, "lacks unet/gone"),
-        (halves(lambda h: h["linear"].pop("step")), errors.BundleDamaged, "KeyError\\('step'\\)"),
+        (halves(lambda h: h["linear"].append("../x.onnx")), errors.BundleDamaged, "outside"),
+        (halves(lambda h: h["linear"].append("unet/gone")), errors.BundleDamaged, "lacks unet/gone"),
+        (halves(lambda h: h["linear"].append(1)), errors.BundleDamaged, "lacks or misspells"),
+        (earlier("once"), errors.BundleDamaged, "outside"),
+        (earlier("twice"), errors.BundleDamaged, "KeyError\\('once'\\)"),
         (halves(lambda h: h.update(linear=1)), errors.BundleDamaged, "lacks or misspells"),
         (graphs(lambda g: g.update(openvino=1)), errors.BundleDamaged, "lacks or misspells"),
         (lambda m: m["components"]["unet"]["slots"][0].pop("in"), errors.BundleDamaged, "KeyError"),

@@ -12,13 +12,13 @@ from lora_edge.bundle import Bundle
 from lora_edge.errors import GraphFailed
 from lora_edge.forms import ComponentForms, LowRank
 from lora_edge.graph import GraphInput
-from lora_edge.halves import Halves
+from lora_edge.halves import Halves, joined
 from lora_edge.mix import Mix
 from lora_edge.ports import has_lanes
 from lora_edge.runtime.backends import Wishes, choose
 from lora_edge.runtime.session import Session
 from lora_edge.scope import LINEAR, LOWRANK, SCOPES, Scope
-from lora_edge.slots import HELD, SCALES
+from lora_edge.slots import HELD, HELD_BASE, SCALES
 
 FLOAT = np.dtype(np.float32)
 DOWN = "lora.a.down"
@@ -101,6 +101,44 @@ def test_a_brief_graph_holds_nothing() -> None:
     assert (once.runs, graph._held, graph._seen) == (2, {}, None)
 
 
+class Prompt:
+    """Twice the prompt, and how often."""
+
+    inputs: Mapping[str, GraphInput] = {"prompt": GraphInput(("rows", 2), FLOAT)}
+    optional: Mapping[str, GraphInput] = {}
+    outputs = (f"{HELD_BASE}a",)
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        self.runs += 1
+        return {f"{HELD_BASE}a": 2 * feeds["prompt"]}
+
+
+class Adapted(Once):
+    """Takes that beside the adapter."""
+
+    inputs: Mapping[str, GraphInput] = {**Once.inputs, f"{HELD_BASE}a": GraphInput(("rows", 2), FLOAT)}
+
+
+def test_what_the_prompt_decides_is_held_when_adapters_change() -> None:
+    prompt, once = Prompt(), Adapted()
+    graph = joined((prompt, once, Step()))
+    assert (set(graph.inputs), set(graph.optional)) == ({"sample", "prompt"}, {DOWN, SCALES})
+    scales = np.ones((1, 1), np.float32)
+    for more, expected, runs in (
+        ({}, 6, (1, 1)),
+        ({SCALES: scales}, 7, (1, 2)),
+        ({SCALES: 3 * scales}, 9, (1, 3)),
+        ({SCALES: 3 * scales, "prompt": np.full((1, 2), 2, np.float32)}, 15, (2, 4)),
+        ({SCALES: 3 * scales, "prompt": np.full((1, 2), 2, np.float32)}, 15, (2, 4)),
+        ({}, 6, (3, 5)),
+    ):
+        assert graph.run(feeds(**more))["out"][0, 0] == expected
+        assert (prompt.runs, once.runs) == runs
+
+
 def test_refusals() -> None:
     graph = Halves(Once(), Step())
     with pytest.raises(GraphFailed, match="has no input strange"):
@@ -120,7 +158,7 @@ def test_refusals() -> None:
 def test_halves_of_a_bundle(tiny_bundle: Path, backend: str, scope: str) -> None:
     """What depends on the prompt and on adapters alone is in the once half: keys, values, and changed weights."""
     unet = Bundle.open(tiny_bundle).component("unet")
-    once, step = (
+    *first, once, step = (
         onnxruntime.InferenceSession(path, _silent(), providers=["CPUExecutionProvider"])
         for path in unet.halves[backend][scope]
     )
@@ -129,6 +167,12 @@ def test_halves_of_a_bundle(tiny_bundle: Path, backend: str, scope: str) -> None
     taken = {port.name for port in step.get_inputs() if port.name.startswith(HELD)}
     assert held == taken
     assert not {port.name for port in once.get_inputs()} & {"sample", "timestep"}
+    assert len(first) == (scope != "all"), "gains change what a layer multiplies by: the prompt alone decides nothing"
+    for prompt in first:
+        assert [port.name for port in prompt.get_inputs()] == ["encoder_hidden_states"]
+        keys_and_values = {slot.name for slot in unet.table if slot.name.endswith(("attn2.to_k", "attn2.to_v"))}
+        assert {port.name for port in prompt.get_outputs()} == {HELD_BASE + name for name in keys_and_values}
+        assert not prompt.get_overridable_initializers()
     if backend == "openvino":  # which would convert them to its precision in every step
         assert not any(has_lanes(port.name) for port in step.get_inputs())
     for layer in ("attn2.to_k", "attn2.to_v"):
@@ -148,8 +192,7 @@ def test_results_are_those_of_the_whole_graph(tiny_bundle: Path) -> None:
     whole = Session(unet.graph, threads=1).run(given)["out_sample"]
     for scope, files in unet.halves["onnxruntime"].items():
         for brief in (False, True):
-            once, step = (Session(half, threads=1, brief=brief) for half in files)
-            halves = Halves(once, step, brief=brief)
+            halves = joined((Session(part, threads=1, brief=brief) for part in files), brief=brief)
             for _ in range(2):
                 assert np.allclose(halves.run(given)["out_sample"], whole, rtol=0, atol=1e-5), scope
 
@@ -159,8 +202,7 @@ def test_adapters_of_other_ranks_and_rows_follow_each_other(tiny_bundle: Path, s
     """On every layer, on half of them, on none: what has another shape than before gets memory of its own."""
     unet, random = Bundle.open(tiny_bundle).component("unet"), np.random.default_rng(0)
     whole = Session(unet.graph, threads=1)
-    once, step = (Session(half, threads=1) for half in unet.halves["onnxruntime"][scope.name])
-    halves = Halves(once, step)
+    halves = joined(Session(part, threads=1) for part in unet.halves["onnxruntime"][scope.name])
     slots = [slot for slot in unet.table if scope.leaves(slot)]
     for every, rank, rows in ((1, 4, 1), (1, 16, 1), (2, 16, 1), (2, 3, 2), (1, 3, 2), (1, 5, 2), (1, 5, 1), (3, 0, 1)):
         forms = {
