@@ -31,7 +31,7 @@ coreml-slots: $(READY)  ## every slot of the demo model's Core ML packages alone
 	$(BIN)/python benchmarks/coreml_slots.py
 
 export-sd15: $(READY)  ## time and memory of exporting a model of Stable Diffusion 1.5's size (random weights)
-	$(BIN)/python benchmarks/export_sd15.py
+	$(BIN)/python -m benchmarks.export_sd15
 
 bench: $(READY) export-sd15  ## everything beside everyone, hours: benchmarks/results, docs/benchmarks.md, the README's table
 	$(BIN)/python -m benchmarks

@@ -1,4 +1,8 @@
-"""Ask questions of models: `python -m benchmarks`, or `make bench`. Results go to benchmarks/results/*.jsonl."""
+"""Ask questions of models: `python -m benchmarks`, or `make bench`.
+
+Results go to benchmarks/results/, a folder for each machine. A run of some contestants or some latents leaves what the
+machine's files say of the others as it is.
+"""
 
 import argparse
 import sys
@@ -7,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.bench import Bench, running
 from benchmarks.contestants import CONTESTANTS
-from benchmarks.harness import machine, write_lines
+from benchmarks.harness import folder_of, machine, merged, read_lines, write_lines
 from benchmarks.models import MODELS, ROOT
 from benchmarks.questions import QUESTIONS
 
@@ -25,17 +29,19 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     asked = parser.parse_args()
     only = tuple(filter(None, asked.contestants.split(",")))
+    folder = asked.results / folder_of(machine())
     latents = tuple(int(side) for side in asked.latents.split(",") if side)
     print(machine())
     with running(Bench(asked.work.absolute(), asked.rounds, asked.threads, asked.memory * 1e9, only)) as bench:
         for name in asked.models.split(","):
             model = MODELS[name].at(latents)
             for question in asked.questions.split(","):
-                start, lines = time.perf_counter(), []
+                start, lines, path = time.perf_counter(), [], folder / f"{question}.{name}.jsonl"
+                kept = read_lines(path) if only or latents else []
                 for line in QUESTIONS[question](bench, model):
                     lines.append(line)
                     print(told(line), file=sys.stderr)
-                    write_lines(asked.results / f"{question}.{name}.jsonl", lines)  # a run that ends early keeps them
+                    write_lines(path, merged(kept, lines))  # a run that ends early keeps them
                 print(f"{question}, {name}: {len(lines)} lines in {time.perf_counter() - start:.0f} s", flush=True)
 
 

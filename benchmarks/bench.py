@@ -13,12 +13,13 @@ import numpy as np
 from benchmarks.adapter_files import Files, Spec, write_adapter
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.contestants.base import Cannot
-from benchmarks.harness import Failed
+from benchmarks.harness import Failed, machine, precision_of
 from benchmarks.models import Model, Places
 from benchmarks.workers import Worker, groups
 from lora_edge.arrays import FloatArray
 from lora_edge.bundle import Bundle
 
+SMALLEST = 8  # side of latents
 DECLARED = Spec(16)  # changes every layer that the adapters of the peers' questions do
 Multiplier = float | tuple[float, ...]
 Chosen = tuple[tuple[Spec, Multiplier], ...]
@@ -95,6 +96,8 @@ class Bench:
 
     def takes_part(self, name: str, model: Model) -> bool:
         entry = CONTESTANTS[name]
+        if entry.bf16 and precision_of(machine()) != "bf16":
+            return False
         return (not self.only or name in self.only) and (not entry.models or model.name in entry.models)
 
     def chosen(self, names: Sequence[str], model: Model) -> tuple[str, ...]:

@@ -3,13 +3,11 @@
 Method: UNet (860 M parameters), text encoder (123 M) and VAE (84 M) of SD 1.5's configuration with random weights,
 written as a diffusers folder, exported by `lora-edge export` in a process of its own; wall time, CPU time of all
 threads and peak resident size are that process's. The weights are random, which changes none of them.
-Result: benchmarks/results/export_sd15.json, and the README.
+Result: export_sd15.json in the folder of the machine, below benchmarks/results, and the README.
 """
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -19,6 +17,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
+
+from benchmarks.harness import folder_of, machine
 
 UNET = {"sample_size": 64, "cross_attention_dim": 768}  # the rest are diffusers' defaults, which are SD 1.5's
 TEXT = {
@@ -76,10 +76,10 @@ def main() -> None:
         "bundle_bytes": said["bytes"],
         "slots": said["slots"],
         "largest_relative_error": max(row["relative"] for row in said["verification"]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
     }
-    out = Path(__file__).parent / "results" / "export_sd15.json"
-    out.parent.mkdir(exist_ok=True)
+    out = Path(__file__).parent / "results" / folder_of(machine()) / "export_sd15.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
 

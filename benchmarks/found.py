@@ -1,10 +1,13 @@
-"""Looking results up: lines by question, model, contestant, case and latents."""
+"""Looking results up: lines by machine, question, model, contestant, case and latents."""
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from benchmarks.contestants import CONTESTANTS
+from benchmarks.harness import read_lines
 from benchmarks.models import MODELS
 
 Line = dict[str, Any]
@@ -12,9 +15,24 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Found:
-    """The lines of all result files."""
+    """What was measured on one machine.
+
+    Attributes:
+        lines: of all its result files.
+        machine: what it is.
+        export: what `benchmarks/export_sd15.py` told, if it was run there.
+    """
 
     lines: Sequence[Line]
+    machine: str = ""
+    export: Line = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Found":
+        """The results of a machine from its folder."""
+        lines, export = read_lines(folder), folder / "export_sd15.json"
+        told = json.loads(export.read_text(encoding="utf-8")) if export.is_file() else {}
+        return cls(lines, next((line["machine"] for line in lines), ""), told)
 
     def all(self, **wanted: Any) -> Iterator[Line]:
         """Lines that have these values; those of contestants that are no longer listed are left out."""
@@ -33,14 +51,10 @@ class Found:
         """Models that were measured, from small to large."""
         return [name for name in MODELS if any(self.all(model=name))]
 
-    @property
-    def machines(self) -> list[str]:
-        """Those that anything was measured on."""
-        return list(dict.fromkeys(line["machine"] for line in self.lines))
-
     def latents(self, model: str) -> list[int]:
         """Sides of latents that steps of a model were timed at, from small to large."""
-        sides = (line.get("latents", 0) for line in self.all(question="beside_peers", model=model))
+        timed = (self.all(question=question, model=model) for question in ("beside_peers", "step_time"))
+        sides = (line.get("latents", 0) for lines in timed for line in lines)
         return sorted({*sides} - {0})
 
     def contestants(self, *roles: str, **wanted: Any) -> list[str]:
@@ -55,6 +69,11 @@ class Found:
                 if "against" in line:
                     return str(line["against"].split(":")[0])
         return None
+
+
+def on_machines(results: Path) -> list[Found]:
+    """The results of every machine, by the names of their folders."""
+    return [Found.read(folder) for folder in sorted(results.glob("*/"))]
 
 
 def delay(line: Line) -> float:

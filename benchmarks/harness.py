@@ -8,6 +8,7 @@ beside its quartiles and a bootstrap interval.
 import json
 import os
 import platform
+import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -126,6 +127,24 @@ def machine() -> str:
     return f"{_processor()}, {os.cpu_count()} cores, {_memory():.0f} GiB, {platform.system()}"
 
 
+def precision_of(machine: str) -> str:
+    """What programs that have a choice compute in on a machine: "bf16" where its processor has that, or "fp32"."""
+    return "bf16" if "bf16" in machine else "fp32"
+
+
+def folder_of(machine: str) -> str:
+    """The folder of a machine's results."""
+    return re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
+
+
+def merged(kept: Iterable[Mapping[str, Any]], made: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Lines of an earlier run with those of a later one in place of the same: contestant, case and latents."""
+    lines = {}
+    for line in (*kept, *made):
+        lines[line["contestant"], line["case"], line.get("latents")] = line
+    return list(lines.values())
+
+
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Replace a file of JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,20 +153,21 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     partial.replace(path)
 
 
-def read_lines(folder: Path) -> list[dict[str, Any]]:
-    """All lines of all files of a folder, by file name."""
-    return [
-        json.loads(line)
-        for path in sorted(folder.glob("*.jsonl"))
-        for line in path.read_text(encoding="utf-8").splitlines()
-    ]
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All lines of a file, none where there is none; of all files of a folder, by file name."""
+    if path.is_dir():
+        return [line for file in sorted(path.glob("*.jsonl")) for line in read_lines(file)]
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     named = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    extra = [flag for flag in ("avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16") if flag in named.get("flags", "")]
+    flags = named.get("flags", "")
+    extra = [flag for flag in ("avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16") if flag in flags]
+    extra = extra or [flag for flag in ("avx2",) if flag in flags]
     return " ".join([named.get("model name", platform.processor() or platform.machine()), *extra])
 
 

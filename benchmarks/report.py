@@ -4,14 +4,15 @@
 """
 
 import argparse
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import tables
-from benchmarks.bars import answers
+from benchmarks.bars import VERDICTS, answers
 from benchmarks.contestants import CONTESTANTS
-from benchmarks.found import Found
-from benchmarks.harness import read_lines
+from benchmarks.found import Found, on_machines
+from benchmarks.harness import precision_of
 from benchmarks.models import MODELS, ROOT
 
 BEGIN, END = "<!-- benchmarks: `make bench` writes what is between these marks -->", "<!-- end of benchmarks -->"
@@ -21,81 +22,97 @@ LAZY = (
     "it.\n"
 )
 
-SECTIONS: tuple[tuple[str, tuple[str, ...], str, Callable[[Found, str], str]], ...] = (
-    # title, questions, method, table
+CHOICE = "OpenVINO, the hot-swap and `fuse_lora` compute in"
+
+SECTIONS: tuple[tuple[str, str, Callable[[Found, str], str]], ...] = (
+    # title, method, table
     (
         "A step, over the same step of the plain graph",
-        ("step_time",),
         "The same graph without LoRA inputs, on the same library, in turns. Median of the rounds' ratios and, in "
         "brackets, where it lies with 95 %.",
         tables.against_plain,
     ),
     (
         "A step with one adapter of rank 16",
-        ("beside_peers",),
         "Medians, and ratios to ours in the same rounds. The difference is that of the results, over the change that "
         "the adapter makes: what a lower precision costs.",
         tables.beside_peers,
     ),
     (
         "Changing the style",
-        ("swap", "multiplier"),
         LAZY + "Moved: the bytes that a change of the multiplier copies, where the program tells.",
         tables.changes,
     ),
     (
         "An adapter for each image",
-        ("batches",),
         "Images a second at 20 steps with guidance, without encoding and decoding; ratios to the batch without "
         "adapter.",
         tables.batches,
     ),
     (
         "Memory of an image, and opening",
-        ("memory", "opening"),
         "Largest resident size of a fresh process that makes one image, and after it; time from opening to the end of "
         "the first step. Ratios to the plain graph on the same library.",
         tables.memory,
     ),
     (
         "Quantized weights",
-        ("quantized",),
         "What opening the UNet and one small step add to the process; how far one step without adapter is from fp32's, "
         "in dB of its range; a step at the smallest latents. Ratios to fp32.",
         tables.quantized,
     ),
-    ("On disk", ("disk",), "", tables.disk),
-    ("What could not be measured", (), "", tables.cannot),
+    ("On disk", "", tables.disk),
+    ("What could not be measured", "", tables.cannot),
 )
 
 
-def document(found: Found, results: Path) -> str:
+def document(machines: Sequence[Found]) -> str:
     """docs/benchmarks.md."""
     parts = [
         "# Benchmarks\n\n`make bench` measures and writes this page; `benchmarks/` says how. Every figure is a median "
-        "over rounds in which the contestants took turns, every ratio one of two turns in a row or in one round.\n"
+        "over rounds in which the contestants took turns, every ratio one of two turns in a row or in one round. A "
+        "machine's results are its own: nothing is compared across machines.\n",
+        "## Machines\n\nWhat was asked for, and how many of it each machine answers.\n\n" + _machines(machines),
     ]
-    held = [
-        [answer.title, answer.where, _number(answer.limit, answer.unit), _number(answer.measured, answer.unit),
-         answer.verdict]
-        for answer in answers(found, results)
-    ]  # fmt: skip
-    several = "\nMeasured on more than one machine; each section below says on which.\n"
-    note = several if len(found.machines) > 1 else ""
-    parts.append("## What was asked for\n\n" + tables.table(["", "", "at most", "measured", ""], held) + note)
-    for model in reversed(found.models):
-        parts.append(f"## {MODELS[model].title[0].upper()}{MODELS[model].title[1:]}\n")
-        for title, questions, method, make in SECTIONS:
-            if made := make(found, model):
-                told = (f"### {title}", method, made, measured_on(found, model, *questions))
-                parts.append("\n\n".join(part.rstrip("\n") for part in told if part) + "\n")
-    parts.append("## Made with\n\n" + _made_with(found))
+    for found in machines:
+        parts += _chapter(found)
     return "\n".join(parts)
 
 
-def section(found: Found) -> str:
-    """What the README says: the buyer's sentence, one table, the plots."""
-    if not found.models:
+def _machines(machines: Sequence[Found]) -> str:
+    rows = []
+    for found in machines:
+        verdicts = Counter(answer.verdict for answer in answers(found))
+        rows.append([found.machine, precision_of(found.machine), *(str(verdicts[verdict]) for verdict in VERDICTS)])
+    return tables.table(["", "computes in", *VERDICTS], rows)
+
+
+def _chapter(found: Found) -> Iterator[str]:
+    """All about one machine."""
+    yield f"## {found.machine}\n\n{CHOICE} {precision_of(found.machine)} here.\n"
+    held = [
+        [answer.title, answer.where, _number(answer.limit, answer.unit), _number(answer.measured, answer.unit),
+         answer.verdict]
+        for answer in answers(found)
+    ]  # fmt: skip
+    yield "### What was asked for\n\n" + tables.table(["", "", "at most", "measured", ""], held)
+    for model in reversed(found.models):
+        yield f"### {MODELS[model].title[0].upper()}{MODELS[model].title[1:]}\n"
+        for title, method, make in SECTIONS:
+            if made := make(found, model):
+                told = (f"#### {title}", method, made)
+                yield "\n\n".join(part.rstrip("\n") for part in told if part) + "\n"
+    yield "### Made with\n\n" + _made_with(found)
+
+
+def best_known(machines: Sequence[Found]) -> Found:
+    """The machine that answers most of what was asked for."""
+    return max(machines, key=lambda found: sum(answer.measured is not None for answer in answers(found)))
+
+
+def section(machines: Sequence[Found]) -> str:
+    """What the README says, of the machine that answers most: the buyer's sentence, two tables, the plots."""
+    if not machines or not (found := best_known(machines)).models:
         return "Nothing has been measured yet: `make bench`.\n"
     model = found.models[-1]
     best = found.best(model)
@@ -110,30 +127,14 @@ def section(found: Found) -> str:
         sentence(found, model, best) if best else "",
         f"A step with one adapter of rank 16, {MODELS[model].title}:\n",
         peers,
-        measured_on(found, model, "beside_peers"),
         f"Changing the style, {MODELS[model].title}:\n",
         swaps,
         LAZY,
-        measured_on(found, model, "swap", "multiplier"),
+        f"{CHOICE} {precision_of(found.machine)} here.\n",
         "\n".join(pictures) + "\n" if pictures else "",
-        "[docs/benchmarks.md](docs/benchmarks.md) has the rest, and how it was measured.\n",
+        "[docs/benchmarks.md](docs/benchmarks.md) has the rest, how it was measured, and other machines.\n",
     ]
     return "\n".join(part for part in parts if part)
-
-
-def measured_on(found: Found, model: str, *questions: str) -> str:
-    """Where the figures of these questions are from, if not all of the results are from one machine."""
-    if len(found.machines) < 2:
-        return ""
-    lines = [line for question in questions for line in found.all(question=question, model=model) if "median" in line]
-    who: dict[str, dict[str, None]] = {}
-    for line in lines:
-        who.setdefault(line["machine"], {})[line["contestant"]] = None
-    told = {
-        machine: "" if len(who) == 1 else ": " + "; ".join(CONTESTANTS[name].title for name in names if name)
-        for machine, names in who.items()
-    }
-    return "".join(f"Measured on {machine}{names}.\n" for machine, names in told.items())
 
 
 def sentence(found: Found, model: str, best: str) -> str:
@@ -172,7 +173,7 @@ def _made_with(found: Found) -> str:
         f"{name} {version}" for line in found.lines for name, version in (line.get("versions") or {}).items()
     }  # fmt: skip
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}" if dates else ""
-    return "".join(f"- {told}\n" for told in (*found.machines, ", ".join(sorted(versions)), when) if told)
+    return "".join(f"- {told}\n" for told in (", ".join(sorted(versions)), when) if told)
 
 
 def _number(value: float | None, unit: str) -> str:
@@ -184,17 +185,18 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--print", action="store_true", help="print the page, write nothing")
     asked = parser.parse_args()
-    found = Found(read_lines(asked.results))
+    machines = on_machines(asked.results)
     if asked.print:
-        print(document(found, asked.results))
+        print(document(machines))
         return
     from benchmarks.plots import write_plots
 
-    (ROOT / "docs" / "benchmarks.md").write_text(document(found, asked.results), encoding="utf-8")
-    for model in found.models[-1:]:
-        write_plots(found, model, ROOT / "docs" / "plots")
+    (ROOT / "docs" / "benchmarks.md").write_text(document(machines), encoding="utf-8")
+    for found in [best_known(machines)] if machines else []:
+        for model in found.models[-1:]:
+            write_plots(found, model, ROOT / "docs" / "plots")
     readme = ROOT / "README.md"
-    readme.write_text(with_section(readme.read_text(encoding="utf-8"), section(found)), encoding="utf-8")
+    readme.write_text(with_section(readme.read_text(encoding="utf-8"), section(machines)), encoding="utf-8")
 
 
 if __name__ == "__main__":

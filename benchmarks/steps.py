@@ -1,8 +1,10 @@
 """Steps in turns: the method that several questions share.
 
 A turn makes the case's adapters active, runs one step that does not count, and then the steps that do; a step is one
-call of the UNet with two rows for each image, as guidance needs. A case that is told beside another one takes its turn
-right after that one's, every time: what the machine does to one it most likely does to the other.
+call of the UNet with two rows for each image, as guidance needs. Where steps are long, the one that does not count is
+of the smallest latents: it computes all that waits for a change, and what else it finds in caches makes no difference.
+A case that is told beside another one takes its turn right after that one's, every time: what the machine does to one
+it most likely does to the other.
 """
 
 import statistics
@@ -11,12 +13,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from benchmarks.bench import Bench, Chosen, Player
+from benchmarks.bench import SMALLEST, Bench, Chosen, Player
 from benchmarks.contestants.base import Cannot
 from benchmarks.harness import Failed, Line, in_turns, unable
 from benchmarks.models import Model
 
 SLOW = 1.0  # seconds of a step from which fewer rounds do
+LONG = 5.0  # seconds of a step that needs no other one of its size before it
 TURN = 2.5  # seconds of a turn in which so many steps count as find room
 
 
@@ -39,11 +42,15 @@ class Case:
     facts: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
 
 
-def turn(player: Player, case: Case, latents: int, counted: int) -> float:
-    """Seconds of a step, the median of so many; one goes before them, as others had the machine till now."""
+def turn(player: Player, case: Case, latents: int, counted: int, before: int = 0) -> float:
+    """Seconds of a step, the median of so many; one goes before them, as others had the machine till now.
+
+    Args:
+        before: latents of the step that goes before; 0 for the same.
+    """
     rows = 2 * case.images
     player.hold(case.adapters)
-    player.steps(latents, rows)
+    player.steps(before or latents, rows)
     return statistics.median(player.steps(latents, rows, counted))
 
 
@@ -78,7 +85,10 @@ def compare(
         slow = max(took.values(), default=0.0) >= SLOW
         rounds = max(3, bench.rounds // share // (2 if slow else 1))
         counted = {case: max(model.counted, int(TURN / seconds)) for case, seconds in took.items()}
-        alone = {case: partial(turn, players[case.contestant], case, latents, counted[case]) for case in took}
+        before = {case: SMALLEST if seconds >= LONG else latents for case, seconds in took.items()}
+        alone = {
+            case: partial(turn, players[case.contestant], case, latents, counted[case], before[case]) for case in took
+        }
         turns = {case: partial(_pair, alone.get(reference.get(case)), own) for case, own in alone.items()}
         made, lost = in_turns(turns, rounds, f"{question}, {model.name}, {latents}x{latents}", warm=0)
         for case, why in lost.items():
@@ -104,6 +114,7 @@ def _tried(player: Player | str, case: Case, latents: int) -> float | str:
     if isinstance(player, str):
         return player
     try:
-        return turn(player, case, latents, 1)
+        seconds = turn(player, case, latents, 1, SMALLEST)
+        return seconds if seconds >= LONG else turn(player, case, latents, 1)
     except (Cannot, Failed) as reason:
         return str(reason)

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks.bench import Bench, Player
+from benchmarks.bench import SMALLEST, Bench, Player
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.contestants.base import Cannot
 from benchmarks.harness import Failed, Line, in_turns, spread, unable
 from benchmarks.models import Model
 
-LATENTS, ROWS = 8, 1
+ROWS = 1
 
 Change = Callable[[Player, int], float]
 """Makes the change of so many turns ago plus one; returns seconds."""
@@ -41,7 +41,7 @@ class Turns:
         """One turn; seconds of the change."""
         seconds = self.change(self.player, len(self.late))
         self.moved = self.player.moved
-        first, second = self.player.steps(LATENTS, ROWS, 2)
+        first, second = self.player.steps(SMALLEST, ROWS, 2)
         self.late.append(first - second)
         lazy = CONTESTANTS[self.player.worker.name].lazy
         return seconds + max(0.0, first - second) if lazy else seconds

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contestants import CONTESTANTS
+from benchmarks.contestants import AUTO, CONTESTANTS
 from benchmarks.contestants.base import Cannot
-from benchmarks.harness import Failed
+from benchmarks.harness import Failed, machine, precision_of
 from benchmarks.models import ROOT, Model
 from benchmarks.peers import python_of
 
@@ -78,7 +78,8 @@ class Worker:
 
     def open(self, model: Mapping[str, Any], threads: int, declared: str) -> float:
         """Open the model; returns seconds."""
-        settings = dict(CONTESTANTS[self.name].settings)
+        own = precision_of(machine())
+        settings = {key: own if value == AUTO else value for key, value in CONTESTANTS[self.name].settings.items()}
         answer = self.ask("open", model=model, threads=threads, settings=settings, declared=declared)
         self.versions = answer["versions"]
         return float(answer["seconds"])

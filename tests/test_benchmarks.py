@@ -19,7 +19,7 @@ from benchmarks.adapter_files import Spec, write_adapter
 from benchmarks.bench import Chosen, Player
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.contestants.base import Cannot, Contestant, Server, as_wanted, inputs_of
-from benchmarks.found import Found
+from benchmarks.found import Found, on_machines
 from benchmarks.models import MODELS, PLAIN, ROOT
 from benchmarks.peers import ENVIRONMENTS
 from benchmarks.plain import write_plain
@@ -29,6 +29,7 @@ from benchmarks.workers import Worker, groups
 from lora_edge.bundle import Bundle
 
 RESULTS = ROOT / "benchmarks" / "results"
+MACHINE = "a processor, 2 cores, 24 GiB, Linux"
 
 
 def test_everybody_takes_a_turn_in_every_round_and_the_order_rotates() -> None:
@@ -148,8 +149,26 @@ def test_a_case_is_told_beside_the_turn_right_before_it() -> None:
     for line in lines[1:]:
         assert line["ratio"]["n"] == 9 and line["against"] == "plain-ort: no adapter"
         assert line["ratio"]["median"] == pytest.approx(1.07, rel=0.02), "the machine is three times slower at the end"
-    turns = [name for name, _ in itertools.groupby(bench.clock[2 * len(lines) :])]  # tried once before
+    turns = [name for name, _ in itertools.groupby(bench.clock[4 * len(lines) :])]  # tried twice before
     assert turns.count("lora-edge-ort") == 3 * 9, "never one of them right after another"
+
+
+@pytest.mark.parametrize(("factor", "before"), [(1.0, 32), (20.0, 8)])
+def test_a_long_step_needs_none_of_its_size_before_it(factor: float, before: int) -> None:
+    """But the small one before it makes all that waits for a change of adapters."""
+    asked: list[int] = []
+
+    class Noting(Drifting):
+        def steps(self, latents: int, rows: int, count: int = 1) -> list[float]:
+            asked.append(latents)
+            return super().steps(latents, rows, count)
+
+    class One(Fake):
+        def players(self, names: Sequence[str], model: Any) -> dict[str, Any]:
+            return {name: Noting(name, factor, self.clock) for name in names}
+
+    (made,) = steps.compare(One(), "step_time", MODELS["sd15"], 32, [Case("plain-ort", "no adapter")], {})  # type: ignore[arg-type]
+    assert asked[-2:] == [before, 32] and made["n"] == (9 if factor == 1 else 4)
 
 
 def test_the_lists_name_what_is_there() -> None:
@@ -256,12 +275,13 @@ def measured() -> Found:
             line("diffusers-fp32", "resident", [0.02]),
             line("ort-adapters", "resident", [3e-5]),
             harness.unable("swap", "sd15", "ort-adapters", "mix of two", "the first one wins"),
-        ]
+        ],
+        MACHINE,
     )
 
 
-def test_bars_are_answered(measured: Found, tmp_path: Path) -> None:
-    told = {(answer.title, answer.where): answer for answer in bars.answers(measured, tmp_path)}
+def test_bars_are_answered(measured: Found) -> None:
+    told = {(answer.title, answer.where): answer for answer in bars.answers(measured)}
     bare = told["a step with no adapter, over the plain graph's", "lora-edge, onnxruntime, 64x64"]
     assert (bare.measured, bare.verdict) == (1.01, "met")
     peer = told["our step with 1 of rank 16, over the fastest peer's", "ONNX Runtime LoraAdapter, on our bundle, 64x64"]
@@ -272,14 +292,46 @@ def test_bars_are_answered(measured: Found, tmp_path: Path) -> None:
     own = told[f"{swap} (of its own)", "diffusers + PEFT, eager fp32"]
     assert own.measured == pytest.approx(0.00054 / 0.02) and own.verdict == "met"
     assert told[f"{swap} (on our graph)", "ONNX Runtime LoraAdapter, on our bundle"].verdict == "not met"
-    assert {answer.verdict for answer in bars.answers(Found([]), tmp_path)} == {"not measured"}
-    (tmp_path / "export_sd15.json").write_text(json.dumps({"seconds": 219.4, "peak_bytes": 9558196224}))
-    *_, seconds, peak = bars.answers(measured, tmp_path)
+    assert {answer.verdict for answer in bars.answers(Found([]))} == {"not measured"}
+
+
+def test_seconds_of_an_export_are_compared_on_one_machine(tmp_path: Path) -> None:
+    told = {"seconds": 219.4, "peak_bytes": 9558196224}
+    *_, seconds, peak = bars.answers(Found([], bars.FIRST_MACHINE, told))
     assert (seconds.measured, seconds.verdict, peak.verdict) == (0.5, "met", "not met")
+    *_, seconds, peak = bars.answers(Found([], MACHINE, told))
+    assert (seconds.verdict, peak.measured) == ("not measured", 1)
 
 
-def test_the_page_and_the_section_say_what_was_measured(measured: Found, tmp_path: Path) -> None:
-    section, page = report.section(measured), report.document(measured, tmp_path)
+def test_results_lie_by_machine(tmp_path: Path) -> None:
+    for machine, median in ((MACHINE, 1.0), (bars.FIRST_MACHINE, 2.0)):
+        made = line("lora-edge-ort", "resident", [median]) | {"machine": machine}
+        harness.write_lines(tmp_path / harness.folder_of(machine) / "swap.sd15.jsonl", [made])
+    (tmp_path / harness.folder_of(MACHINE) / "export_sd15.json").write_text(json.dumps({"seconds": 3}))
+    read = {found.machine: found for found in on_machines(tmp_path)}
+    assert {machine: found.lines[0]["median"] for machine, found in read.items()} == {
+        MACHINE: 1.0, bars.FIRST_MACHINE: 2.0,
+    }  # fmt: skip
+    assert (read[MACHINE].export, read[bars.FIRST_MACHINE].export) == ({"seconds": 3}, {})
+    assert on_machines(tmp_path / "none") == []
+
+
+def test_a_run_of_some_leaves_the_others_lines() -> None:
+    kept = [line("a", "x", [1.0], latents=32), line("a", "x", [2.0], latents=64), line("b", "x", [3.0], latents=32)]
+    made = [harness.unable("swap", "sd15", "b", "x", "gone") | {"latents": 32}, line("c", "x", [4.0])]
+    assert harness.merged(kept, made) == [*kept[:2], *made]
+
+
+def test_programs_that_have_a_choice_compute_in_what_the_processor_is_best_at() -> None:
+    assert [harness.precision_of(machine) for machine in (bars.FIRST_MACHINE, MACHINE)] == ["bf16", "fp32"]
+    with_it = {name for name, entry in CONTESTANTS.items() if entry.bf16}
+    assert with_it == {"diffusers-bf16", "lora-edge-ov-fp32", "plain-ov-fp32"}
+
+
+def test_the_page_and_the_section_say_what_was_measured(measured: Found) -> None:
+    others = Found([], bars.FIRST_MACHINE)
+    section, page = report.section([others, measured]), report.document([others, measured])
+    assert report.section([]) == report.section([others]) == "Nothing has been measured yet: `make bench`.\n"
     told = "**0.04 ms to change the style, 0.5 ms more in the first step after it, 3.0 % a step** (SD 1.5's size, 64x64"
     assert section.startswith(told)
     row = "| diffusers + PEFT, eager fp32 | 8 s, 4.000 x | – |"
@@ -291,16 +343,16 @@ def test_the_page_and_the_section_say_what_was_measured(measured: Found, tmp_pat
 
 def test_the_section_is_replaced_in_place(measured: Found) -> None:
     readme = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
-    once = report.with_section(readme, report.section(measured))
+    once = report.with_section(readme, report.section([measured]))
     assert once.startswith("before\n") and once.endswith("\nafter\n") and "old" not in once
-    assert report.with_section(once, report.section(measured)) == once
+    assert report.with_section(once, report.section([measured])) == once
     with pytest.raises(SystemExit, match="lacks the marks"):
         report.with_section("nothing", "")
 
 
 def test_readme_and_page_are_what_the_results_give() -> None:
     """`python -m benchmarks.report` writes both."""
-    found = Found(harness.read_lines(RESULTS))
+    machines = on_machines(RESULTS)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert report.with_section(readme, report.section(found)) == readme
-    assert (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8") == report.document(found, RESULTS)
+    assert report.with_section(readme, report.section(machines)) == readme
+    assert (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8") == report.document(machines)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+AUTO = "auto"
 Role = Literal["ours", "other", "wider", "mapped", "smaller", "limit", "peer"]
 
 
@@ -18,7 +19,7 @@ class Entry:
             most adapters need; ours that uses packs where they lie; ours with quantized weights; the limit (the same
             graph without LoRA inputs); or a peer.
         environment: a name in `benchmarks.peers.ENVIRONMENTS`, or "" for the one that runs the benchmarks.
-        settings: passed to the contestant.
+        settings: passed to the contestant; AUTO is what the processor is best at, bf16 or fp32.
         limit: the name of the contestant that is the limit of this one; none where its library runs no plain graph.
         weight: bytes of memory per parameter of the UNet that it may take, by which a machine's memory is shared out.
         models: the models that it can run; none for all.
@@ -26,6 +27,7 @@ class Entry:
         single: whether loading an adapter replaces the one before.
         borrows: whether it runs on a graph that we made.
         bundle: which of `benchmarks.models.BUNDLES` it opens.
+        bf16: whether it takes part only where the processor has bfloat16: in fp32 it would be somebody else again.
         needs: what of a model it reads besides the checkpoint: `bundle`, `plain`, `openvino`.
     """
 
@@ -41,6 +43,7 @@ class Entry:
     single: bool = False
     borrows: bool = False
     bundle: str = "bundle"
+    bf16: bool = False
     needs: tuple[str, ...] = ()
 
 
@@ -58,12 +61,12 @@ CONTESTANTS: Mapping[str, Entry] = {
         settings={"backend": "onnxruntime", "slots": "all"}, limit="plain-ort", needs=("bundle",),
     ),
     "lora-edge-ov": Entry(
-        "lora-edge, OpenVINO bf16", "lora_edge", "ours",
-        settings={"backend": "openvino", "precision": "bf16"}, limit="plain-ov", weight=7.0, needs=("bundle",),
+        "lora-edge, OpenVINO", "lora_edge", "ours",
+        settings={"backend": "openvino", "precision": AUTO}, limit="plain-ov", weight=7.0, needs=("bundle",),
     ),
     "lora-edge-ov-lowrank": Entry(
-        "lora-edge, OpenVINO bf16, slots in every layer", "lora_edge", "wider",
-        settings={"backend": "openvino", "precision": "bf16", "slots": "lowrank"}, limit="plain-ov", weight=7.0,
+        "lora-edge, OpenVINO, slots in every layer", "lora_edge", "wider",
+        settings={"backend": "openvino", "precision": AUTO, "slots": "lowrank"}, limit="plain-ov", weight=7.0,
         needs=("bundle",),
     ),
     "lora-edge-ort-mapped": Entry(
@@ -71,12 +74,13 @@ CONTESTANTS: Mapping[str, Entry] = {
         settings={"backend": "onnxruntime", "map_packs": True}, needs=("bundle",),
     ),
     "lora-edge-ov-mapped": Entry(
-        "lora-edge, OpenVINO bf16, packs mapped", "lora_edge", "mapped",
-        settings={"backend": "openvino", "precision": "bf16", "map_packs": True}, weight=7.0, needs=("bundle",),
+        "lora-edge, OpenVINO, packs mapped", "lora_edge", "mapped",
+        settings={"backend": "openvino", "precision": AUTO, "map_packs": True}, weight=7.0, needs=("bundle",),
     ),
     "lora-edge-ov-fp32": Entry(
         "lora-edge, OpenVINO fp32", "lora_edge", "other",
         settings={"backend": "openvino", "precision": "fp32"}, limit="plain-ov-fp32", weight=9.0, needs=("bundle",),
+        bf16=True,
     ),
     "lora-edge-torch": Entry(
         "lora-edge, torch program", "lora_edge", "other",
@@ -92,29 +96,30 @@ CONTESTANTS: Mapping[str, Entry] = {
     ),
     "plain-ort": Entry("graph without LoRA inputs, onnxruntime", "plain_onnxruntime", "limit", needs=("plain",)),
     "plain-ov": Entry(
-        "graph without LoRA inputs, OpenVINO bf16", "plain_openvino", "limit",
-        settings={"precision": "bf16"}, weight=7.0, needs=("plain",),
+        "graph without LoRA inputs, OpenVINO", "plain_openvino", "limit",
+        settings={"precision": AUTO}, weight=7.0, needs=("plain",),
     ),
     "plain-ov-other": Entry(
-        "graph without LoRA inputs as for onnxruntime, OpenVINO bf16", "plain_openvino", "limit",
-        settings={"precision": "bf16", "library": "onnxruntime"}, weight=7.0, needs=("plain",),
+        "graph without LoRA inputs as for onnxruntime, OpenVINO", "plain_openvino", "limit",
+        settings={"precision": AUTO, "library": "onnxruntime"}, weight=7.0, needs=("plain",),
     ),
     "plain-ov-fp32": Entry(
         "graph without LoRA inputs, OpenVINO fp32", "plain_openvino", "limit",
-        settings={"precision": "f32"}, weight=9.0, needs=("plain",),
+        settings={"precision": "fp32"}, weight=9.0, needs=("plain",), bf16=True,
     ),
     "diffusers-fp32": Entry(
-        "diffusers + PEFT, eager fp32", "diffusers_peft", "peer", settings={"dtype": "float32"}, weight=5.0
+        "diffusers + PEFT, eager fp32", "diffusers_peft", "peer", settings={"precision": "fp32"}, weight=5.0
     ),
     "diffusers-bf16": Entry(
-        "diffusers + PEFT, eager bf16", "diffusers_peft", "peer", settings={"dtype": "bfloat16"}, weight=3.0
+        "diffusers + PEFT, eager bf16", "diffusers_peft", "peer", settings={"precision": "bf16"}, weight=3.0,
+        bf16=True,
     ),
     "diffusers-hotswap": Entry(
-        "diffusers + PEFT hot-swap, torch.compile bf16", "diffusers_hotswap", "peer",
-        settings={"dtype": "bfloat16"}, weight=4.5, lazy=True, single=True,
+        "diffusers + PEFT hot-swap, torch.compile", "diffusers_hotswap", "peer",
+        settings={"precision": AUTO}, weight=4.5, lazy=True, single=True,
     ),
     "diffusers-fuse": Entry(
-        "diffusers fuse_lora (merge), bf16", "diffusers_fuse", "peer", settings={"dtype": "bfloat16"}, weight=3.0
+        "diffusers fuse_lora (merge)", "diffusers_fuse", "peer", settings={"precision": AUTO}, weight=3.0
     ),
     "openvino-genai": Entry(
         "OpenVINO GenAI dynamic adapters", "openvino_genai", "peer", "openvino",

@@ -11,6 +11,8 @@ from diffusers import StableDiffusionPipeline
 
 from benchmarks.contestants.base import PROMPT, Cannot, Contestant, serve
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
 
 class DiffusersPeft(Contestant):
     """One pipeline; every adapter is loaded under a name of its own and chosen by it."""
@@ -21,7 +23,7 @@ class DiffusersPeft(Contestant):
         super().__init__(model, threads, settings, declared)
         if threads:
             torch.set_num_threads(threads)
-        self._dtype = getattr(torch, settings["dtype"])
+        self._dtype = DTYPES[settings["precision"]]
         self._pipe = StableDiffusionPipeline.from_pretrained(model["model"], dtype=self._dtype)
         self._pipe.set_progress_bar_config(disable=True)
         self._names = (f"adapter{index}" for index in count())

@@ -9,6 +9,8 @@ import openvino
 from benchmarks.contestants.base import serve
 from benchmarks.contestants.plain import Plain
 
+PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+
 
 class PlainOpenVino(Plain):
     """Compiled for the CPU at one precision, with free shapes as in the file."""
@@ -18,7 +20,7 @@ class PlainOpenVino(Plain):
 
     def open(self, path: str) -> openvino.InferRequest:
         core = openvino.Core()
-        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": self.settings["precision"]}
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": PRECISIONS[self.settings["precision"]]}
         if self.threads:
             options["INFERENCE_NUM_THREADS"] = self.threads
         return core.compile_model(core.read_model(path), "CPU", options).create_infer_request()

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.bench import DECLARED, Bench, Player, output
+from benchmarks.bench import DECLARED, SMALLEST, Bench, Player, output
 from benchmarks.contestants import CONTESTANTS, named
 from benchmarks.fresh import measure_once
 from benchmarks.harness import Line
 from benchmarks.models import Model
 from benchmarks.steps import Case, compare
-from benchmarks.swaps import LATENTS, ROWS
+from benchmarks.swaps import ROWS
 from benchmarks.workers import Worker
 
 
@@ -41,7 +41,7 @@ def measure(bench: Bench, model: Model) -> Iterator[dict[str, Any]]:
 def _growth(worker: Worker, settings: dict[str, Any]) -> float:
     before = worker.ask("memory")["resident"]
     worker.open(**settings)
-    worker.ask("step", latents=LATENTS, rows=ROWS, count=1)
+    worker.ask("step", latents=SMALLEST, rows=ROWS, count=1)
     return float(worker.ask("memory")["resident"]) - before
 
 
