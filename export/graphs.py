@@ -8,15 +8,15 @@ from pathlib import Path
 import onnx_ir as ir
 
 from lora_edge.bundle import Component
-from lora_edge.export.halves import parts
+from lora_edge.export.parts import PARTS, parts
 from lora_edge.export.passes import PASSES
 from lora_edge.export.recipes import Recipe
 from lora_edge.export.slotted import Form
 from lora_edge.export.smaller import Shrunk
 from lora_edge.export.variants import VARIANTS, Variant
 from lora_edge.graph import Graph, OpenGraph
-from lora_edge.halves import joined
 from lora_edge.neutral import Filled
+from lora_edge.parts import Parts
 from lora_edge.scope import ALL, SCOPES, Scope
 from lora_edge.slots import SlotTable
 
@@ -50,14 +50,14 @@ def graphs(
     for variant in wanted:
         for form in variant.forms_of(recipe):
             whole = dressed(model, tables[variant.runs_on, form], variant, shrunk)
-            made |= {variant.file: whole} if form == "whole" else _halves(variant, whole, recipe)
+            made |= {variant.file: whole} if form == "whole" else _parts(variant, whole, recipe)
     return made
 
 
-def _halves(variant: Variant, whole: ir.Model, recipe: Recipe) -> dict[str, ir.Model]:
+def _parts(variant: Variant, whole: ir.Model, recipe: Recipe) -> dict[str, ir.Model]:
     stays = [port.name for port in recipe.inputs if port.name not in recipe.varying]
     made = parts(whole, stays, recipe.varying, converts=variant.converts)
-    return dict(zip(variant.halves[-len(made) :], made, strict=True))
+    return {variant.part(part): graph for part, graph in made.items()}
 
 
 def dressed(model: ir.Model, table: SlotTable, variant: Variant, shrunk: Shrunk | None = None) -> ir.Model:
@@ -78,15 +78,15 @@ def listed(
     A graph without slots is for every backend.
     """
     folder = recipe.component
-    made: dict[Form, dict[str, dict[str, object]]] = {"whole": {}, "halves": {}}
+    made: dict[Form, dict[str, dict[str, object]]] = {"whole": {}, "parts": {}}
     for variant in reversed(wanted):
-        halves = [f"{folder}/{file}" for file in variant.halves if file in written]
-        files: dict[Form, object] = {"whole": f"{folder}/{variant.file}", "halves": halves}
+        found = [f"{folder}/{file}" for file in map(variant.part, PARTS) if file in written]
+        files: dict[Form, object] = {"whole": f"{folder}/{variant.file}", "parts": found}
         for form in variant.forms_of(recipe):
             made[form].setdefault(variant.runs_on, {})[variant.scope.name] = files[form]
     whole = made["whole"]
     alike = [] if table.slots else [variant.runs_on for variant in VARIANTS]
-    return {"graphs": dict.fromkeys(alike, whole[wanted[0].runs_on]) | whole, "parts": made["halves"]}
+    return {"graphs": dict.fromkeys(alike, whole[wanted[0].runs_on]) | whole, "parts": made["parts"]}
 
 
 def openings(component: Component, open_graph: OpenGraph, open_others: OpenGraph) -> Iterator[Opening]:
@@ -97,11 +97,11 @@ def openings(component: Component, open_graph: OpenGraph, open_others: OpenGraph
         open_graph: opens the graph that takes the whole contract.
         open_others: opens the others; those for OpenVINO have no defaults in them.
     """
-    ours, theirs = (component.halves.get(backend, {}) for backend in ("onnxruntime", "openvino"))
+    ours, theirs = (component.parts.get(backend, {}) for backend in ("onnxruntime", "openvino"))
     for name, path in component.graphs["onnxruntime"].items():
         yield Opening(name, SCOPES[name], partial(open_graph if path == component.graph else open_others, path))
-    for name, halves in ours.items():
-        yield Opening(f"{name}, in halves", SCOPES[name], partial(_joined, open_others, halves))
+    for name, paths in ours.items():
+        yield Opening(f"{name}, in parts", SCOPES[name], partial(_joined, open_others, paths))
     if component.table.slots:
         filled = partial(_filled, component, open_others)
         if ALL.name in theirs:
@@ -110,8 +110,8 @@ def openings(component: Component, open_graph: OpenGraph, open_others: OpenGraph
             yield Opening("openvino", ALL, partial(filled, component.graphs["openvino"][ALL.name]))
 
 
-def _joined(open_graph: OpenGraph, halves: Sequence[Path]) -> Graph:
-    return joined(map(open_graph, halves), brief=True)
+def _joined(open_graph: OpenGraph, paths: Sequence[Path]) -> Graph:
+    return Parts([open_graph(path) for path in paths], brief=True)
 
 
 def _filled(component: Component, open_graph: OpenGraph, path: Path) -> Graph:

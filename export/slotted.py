@@ -46,14 +46,14 @@ class Seen:
     stays: bool = False
 
 
-Form: TypeAlias = Literal["whole", "halves"]
-"""Whether a graph is one, or two of which the first computes what stays from step to step, see `export.halves`."""
+Form: TypeAlias = Literal["whole", "parts"]
+"""Whether a graph is one, or in parts of which the last alone is computed in every step, see `export.parts`."""
 
 COSTS: Mapping[tuple[str, Form], Costs] = {  # by the backend that a graph is written for
     ("onnxruntime", "whole"): Costs(rewriting=150, adding=0),
-    ("onnxruntime", "halves"): Costs(rewriting=20, adding=0, holds=True),
+    ("onnxruntime", "parts"): Costs(rewriting=20, adding=0, holds=True),
     ("openvino", "whole"): Costs(rewriting=100, adding=60, products=((), (1, 1))),
-    ("openvino", "halves"): Costs(rewriting=40, adding=60, products=((), (1, 1)), holds=True),
+    ("openvino", "parts"): Costs(rewriting=40, adding=60, products=((), (1, 1)), holds=True),
 }
 CONTRACT: tuple[str, Form] = "onnxruntime", "whole"  # what graphs of the contract are placed by
 

@@ -43,11 +43,9 @@ class Variant:
         """As what it is written for a component."""
         return self.forms if recipe.varying else ("whole",)
 
-    @property
-    def halves(self) -> tuple[str, ...]:
-        """Names of its files in halves, in the order in which they run; some graphs lack the first."""
-        stem = self.file.removesuffix(".onnx")
-        return tuple(f"{stem}_{part}.onnx" for part in ("prompt", "once", "step"))
+    def part(self, name: str) -> str:
+        """The name of the file of one of its parts, see `export.parts`."""
+        return f"{self.file.removesuffix('.onnx')}_{name}.onnx"
 
 
 def _patterns(activation: Pattern, weight: Pattern, conv: Pattern, pointwise: Pattern | None = None) -> Patterns:
@@ -92,11 +90,11 @@ def _variant(runs_on: str, scope: Scope, file: str, *forms: Form) -> Variant:
 
 VARIANTS = (  # the first one writes the weights, the others lie over them; what the contract names is whole
     _variant("onnxruntime", ALL, "model.onnx", "whole"),
-    _variant("onnxruntime", LOWRANK, "model_lowrank.onnx", "halves"),
-    _variant("onnxruntime", LINEAR, "model_linear.onnx", "whole", "halves"),
-    _variant("openvino", ALL, "openvino_all.onnx", "halves"),
-    _variant("openvino", LOWRANK, "openvino_lowrank.onnx", "halves"),
-    _variant("openvino", LINEAR, "openvino_linear.onnx", "halves"),
+    _variant("onnxruntime", LOWRANK, "model_lowrank.onnx", "parts"),
+    _variant("onnxruntime", LINEAR, "model_linear.onnx", "whole", "parts"),
+    _variant("openvino", ALL, "openvino_all.onnx", "parts"),
+    _variant("openvino", LOWRANK, "openvino_lowrank.onnx", "parts"),
+    _variant("openvino", LINEAR, "openvino_linear.onnx", "parts"),
 )
 WITHOUT = (_variant("onnxruntime", NONE, "model.onnx", "whole"), _variant("openvino", NONE, "openvino.onnx", "whole"))
 """The limits that benchmarks compare with, in folders of their own; not part of bundles."""

@@ -4,8 +4,8 @@
       lora_edge.json            this manifest
       model_index.json          as diffusers writes it
       unet/model.onnx           graph; model.onnx.data its weights; config.json; norms.safetensors;
-                                model_linear.onnx, the halves *_prompt.onnx, *_once.onnx and
-                                *_step.onnx and, when asked for, model.pt2, over the same weights
+                                model_linear.onnx, their parts *_prompt.onnx, *_weights.onnx,
+                                *_states.onnx, *_step.onnx and, when asked for, model.pt2, over the same weights
       text_encoder/  vae_decoder/  vae_encoder/
       tokenizer/  scheduler/scheduler_config.json
 
@@ -48,8 +48,8 @@ class Component:
         graphs: backend -> scope -> path of the graph, from narrow to wide; all lie over the same weights.
         table: its slots.
         config: the component's own config.json.
-        halves: backend -> scope -> paths of the same graph in parts, in the order in which they run: what the prompt
-            decides (some graphs lack it), what adapters do, what is computed in every step.
+        parts: backend -> scope -> paths of the same graph in parts, in the order in which they run (see
+            `lora_edge.parts`).
         weights: where its slots' own weights lie; None where the manifest does not say.
     """
 
@@ -59,11 +59,11 @@ class Component:
     config: Mapping[str, Any]
     weights: GraphWeights | None = None
     graphs: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
-    halves: Mapping[str, Mapping[str, tuple[Path, ...]]] = field(default_factory=dict)
+    parts: Mapping[str, Mapping[str, tuple[Path, ...]]] = field(default_factory=dict)
 
     def scopes(self, backend: str) -> list[str]:
         """Names of the scopes that there are graphs of for a backend, from narrow to wide."""
-        made = {*self.graphs.get(backend, ()), *self.halves.get(backend, ())}
+        made = {*self.graphs.get(backend, ()), *self.parts.get(backend, ())}
         return [name for name in SCOPES if name in made]
 
     def norms(self) -> dict[str, FloatArray]:
@@ -246,17 +246,17 @@ def read_component(folder: Path, name: str, entry: Mapping[str, Any]) -> Compone
         backend: {scope: _graph(folder, files[scope]) for scope in SCOPES if scope in files or scope == ALL.name}
         for backend, files in listed.items()
     }
-    parts = entry.get("parts") or _earlier(entry.get("halves") or {})
-    halves = {
+    told = entry.get("parts") or _earlier(entry.get("halves") or {})
+    parts = {
         backend: {scope: tuple(_graph(folder, path) for path in files[scope]) for scope in SCOPES if scope in files}
-        for backend, files in parts.items()
+        for backend, files in told.items()
     }
     slots = tuple(Slot.from_json(item) for item in entry["slots"])
     table = SlotTable(name, slots, dict(entry["norms"]), dict(entry["facts"]))
-    told = entry.get("weights")
-    weights = GraphWeights.parse(told, _inside(folder, told["file"]), table) if told else None
+    lie = entry.get("weights")
+    weights = GraphWeights.parse(lie, _inside(folder, lie["file"]), table) if lie else None
     return Component(
-        name, graph, table, read_object(graph.parent / "config.json", BundleDamaged), weights, graphs, halves
+        name, graph, table, read_object(graph.parent / "config.json", BundleDamaged), weights, graphs, parts
     )
 
 

@@ -20,7 +20,15 @@ class GraphInput:
 
 
 class Graph(Protocol):
-    """A component, loaded once; nothing of it changes between two runs."""
+    """A component, loaded once; nothing of it changes between two runs.
+
+    Attributes:
+        place: where the next run writes what a part holds for another (`slots.HELD`): None for memory of its own, or
+            what stood here after an earlier run, whose results are then written over. Graphs that hold nothing leave
+            it alone.
+    """
+
+    place: Any
 
     @property
     def inputs(self) -> Mapping[str, GraphInput]:
@@ -41,8 +49,8 @@ class Graph(Protocol):
             feeds: every required input, and any of the adapter inputs.
 
         Returns:
-            Every output by name. They are the caller's, but for what a half holds for another (`slots.HELD`): the next
-            run writes over it.
+            Every output by name. They are the caller's, but for what a part holds for another (`slots.HELD`), see
+            `place`.
 
         Raises:
             GraphFailed: the graph refuses the feeds.

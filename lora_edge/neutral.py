@@ -46,6 +46,8 @@ class Filled:
         norms: as `defaults` takes them.
     """
 
+    place: Any = None
+
     def __init__(self, graph: Graph, table: SlotTable, norms: Mapping[str, Array]) -> None:
         self._graph = graph
         self._defaults = defaults(table, norms, {name: port.shape for name, port in graph.inputs.items()})

@@ -16,9 +16,7 @@ SCALES = "lora.scales"
 RANKS = "lora.ranks"
 TOKENS = "lora.tokens"
 HELD = "held."
-"""What the inputs are called that the step half of a graph takes from the once half (see `lora_edge.halves`)."""
-HELD_BASE = f"{HELD}base."
-"""What those are called that the once half takes from the prompt's part: results of layers before their update."""
+"""What the inputs are called that a part of a graph takes from earlier ones (see `lora_edge.parts`)."""
 
 
 @dataclass(frozen=True)

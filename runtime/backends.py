@@ -10,7 +10,7 @@ from typing import Any
 from lora_edge.bundle import Bundle, Component
 from lora_edge.errors import BackendUnavailable, ComponentMissing, RequestError, first_line
 from lora_edge.graph import Graph, OpenGraph
-from lora_edge.halves import joined
+from lora_edge.parts import Parts
 from lora_edge.runtime.auto import Machine, best
 from lora_edge.runtime.coreml.graph import OpenPackage, PackagedGraph, Runner
 from lora_edge.runtime.coreml.layout import FixedRank
@@ -36,6 +36,7 @@ class Wishes:
         precision: to compute in: "fp32", "fp16", "bf16", None for the backend's own choice.
         arena: who keeps the memory of intermediate results of onnxruntime, see `runtime.session.Arena`.
         slots: a scope by name, "auto" to begin with the narrowest and widen it as adapters need.
+        room: bytes that graphs in parts may hold of what they made for adapters, see `lora_edge.parts`.
     """
 
     providers: Sequence[str] | None = None
@@ -44,6 +45,7 @@ class Wishes:
     precision: str | None = None
     arena: str = "shared"
     slots: str = "auto"
+    room: int = 0
 
     def __post_init__(self) -> None:
         check_arena(self.arena)
@@ -86,7 +88,9 @@ def _onnxruntime(bundle: Bundle, wishes: Wishes) -> Backend:
     arena = check_arena(wishes.arena)
 
     def open_graph(component: Component, scope: Scope) -> Graph:
-        return _opened(component, "onnxruntime", scope, lambda path: Session(path, chosen, wishes.threads, arena))
+        return _opened(
+            component, "onnxruntime", scope, lambda path: Session(path, chosen, wishes.threads, arena), wishes.room
+        )
 
     scopes = partial(_scopes, "onnxruntime", wishes.slots)
     return Backend("onnxruntime", why, chosen, open_graph, SideBySide(bundle), scopes=scopes)
@@ -100,10 +104,10 @@ def _scopes(backend: str, wish: str, component: Component) -> Sequence[Scope]:
     return enough if wish == "auto" else enough[:1]
 
 
-def _opened(component: Component, backend: str, scope: Scope, open_file: OpenGraph) -> Graph:
-    """The graph of a component that takes a scope: in halves, where the bundle has them."""
-    if halves := component.halves.get(backend, {}).get(scope.name):
-        return joined(map(open_file, halves))
+def _opened(component: Component, backend: str, scope: Scope, open_file: OpenGraph, room: int) -> Graph:
+    """The graph of a component that takes a scope: in parts, where the bundle has them."""
+    if parts := component.parts.get(backend, {}).get(scope.name):
+        return Parts([open_file(path) for path in parts], room=room)
     return open_file(component.graphs[backend][scope.name])
 
 
@@ -154,7 +158,7 @@ def _openvino(bundle: Bundle, wishes: Wishes) -> Backend:
         def open_file(path: Path) -> Graph:
             return openvino.OpenVinoGraph(path, component.table, norms, precision, wishes.threads, ids)
 
-        return _opened(component, "openvino", scope, open_file)
+        return _opened(component, "openvino", scope, open_file, wishes.room)
 
     scopes = partial(_scopes, "openvino", wishes.slots)
     facts = {"precision": precision, "device": openvino.device_name()}

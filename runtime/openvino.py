@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import openvino
@@ -63,6 +63,10 @@ def check_precision(precision: str | None) -> str:
     return wanted
 
 
+_Place: TypeAlias = tuple[dict[str, Any], dict[str, Array]]
+"""Tensors of what is held, and the arrays over them."""
+
+
 class OpenVinoGraph:
     """A graph file with plain inputs, compiled once (the `Graph` of this backend).
 
@@ -113,11 +117,23 @@ class OpenVinoGraph:
         """What OpenVINO says that it computes in."""
         return str(self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
 
+    @property
+    def place(self) -> "_Place | None":
+        """See `Graph.place`."""
+        return self._place if self._place[0] else None
+
+    @place.setter
+    def place(self, place: "_Place | None") -> None:
+        self._place = place or ({}, {})
+        for name, tensor in self._place[0].items():
+            self._request.set_tensor(self._ports[name], tensor)
+
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `Graph.run`. Adapter inputs stay bound, by identity, for as long as every run is fed the same arrays."""
         check_names("graph", feeds, self.inputs, self._defaults)
         self._check_ids(feeds)
-        check_rows([feeds[name] for name in self._plain], feeds.get(SCALES))
+        if self._plain:
+            check_rows([feeds[name] for name in self._plain], feeds.get(SCALES))
         fresh = self._check_shapes({name: feeds[name].shape for name in self._plain})
         changed = [name for name, array in feeds.items() if self._bound.get(name) is not array]
         gone = self._bound.keys() - feeds.keys()
@@ -156,11 +172,10 @@ class OpenVinoGraph:
         self._request = self._compiled.create_infer_request()
         # by a name, each would be looked for among all of them
         self._ports = {port.any_name: port for port in (*self._compiled.inputs, *self._compiled.outputs)}
-        self._kept: dict[str, Any] = {}  # tensors of what is held
-        self._results: dict[str, Array] = {}  # the arrays over them
+        self._place: _Place = {}, {}
 
     def _in_held_precision(self, model: Any) -> Any:
-        """Halves hand over what one holds for the other as they compute it: rounding it twice would change nothing."""
+        """Parts hand over what one holds for another as they compute it: rounding it twice would change nothing."""
         ports = openvino.preprocess.PrePostProcessor(model)
         for sides, side in ((model.inputs, ports.input), (model.outputs, ports.output)):
             for port in sides:
@@ -193,26 +208,28 @@ class OpenVinoGraph:
     def _blank(self, name: str) -> Any:
         """Where the next run writes an output: memory of its own, which becomes the caller's.
 
-        What a half holds for another goes where it was: asking for new pages would take longer than to fill them.
+        What a part holds for another goes where it was: asking for new pages would take longer than to fill them.
         """
-        if name in self._kept:
-            return self._kept[name]
+        tensors, _ = self._place
+        if name in tensors:
+            return tensors[name]
         port = self._ports[name]
         shape = [0 if axis.is_dynamic else axis.get_length() for axis in port.get_partial_shape()]
         made = openvino.Tensor(port.get_element_type(), openvino.Shape(shape))
         self._request.set_tensor(port, made)
         if name.startswith(HELD):
-            self._kept[name] = made
+            tensors[name] = made
         return made
 
     def _result(self, name: str, tensor: Any) -> Array:
         """What was written; of what is held the same array, as long as it lies where it did, and is bound there."""
         array = np.asarray(tensor.data)
-        last = self._results.get(name)
+        tensors, results = self._place
+        last = results.get(name)
         if last is not None and (last.ctypes.data, last.shape) == (array.ctypes.data, array.shape):
             return last
-        if name in self._kept:
-            self._results[name] = array
+        if name in tensors:
+            results[name] = array
         return array
 
     def _check_ids(self, feeds: Mapping[str, Array]) -> None:

@@ -122,8 +122,7 @@ class Session:
         self._path, self._brief = path, brief
         self._holds = all(name.startswith(HELD) for name in self.outputs) and self.providers == ON_CPU and not brief
         self._ranked = _ranked(self._session, self.inputs)
-        self._kept: Mapping[str, Array] = {}
-        self._shapes: Sequence[Hashable] = None, None
+        self.place: _Place | None = None
         self._unbind()
 
     @property
@@ -133,16 +132,18 @@ class Session:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `Graph.run`. Adapter inputs stay bound, by identity, for as long as every run is fed the same arrays."""
+        place, self.place = self.place, None  # a run that fails leaves none
         try:
             self._bind(feeds)
-            kept = self._bind_outputs(feeds)
+            shapes = _shapes(feeds, self._plain) if self._holds else _UNKNOWN
+            kept = self._bind_outputs(place, shapes)
             self._session.run_with_iobinding(self._binding)
             results = kept if len(kept) == len(self.outputs) else {**self._results(), **kept}
         except Exception as error:
             self._unbind()
             raise GraphFailed(f"onnxruntime refused the inputs: {first_line(error)}") from error
         if self._holds:
-            self._kept = results
+            self.place = results, shapes
         if self._brief:
             self._unbind()
             forget_pages(self._path.parent)
@@ -164,17 +165,16 @@ class Session:
                 self._binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
                 self._bound[name] = array
 
-    def _bind_outputs(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Where results go: new memory, or where those of the last run lie, which are then returned.
+    def _bind_outputs(self, place: "_Place | None", shapes: "_Shapes") -> Mapping[str, Array]:
+        """Where results go: new memory, or where those of an earlier run lie, which are then returned.
 
-        The latter is for what a half holds for another: asking for new pages would take longer than to fill them.
+        The latter is for what a part holds for another: asking for new pages would take longer than to fill them.
         """
         kept: Mapping[str, Array] = {}
-        if self._holds:
-            shapes = _shapes(feeds, self._plain)
-            same = [now == last for now, last in zip(shapes, self._shapes, strict=True)]
-            kept = {name: array for name, array in self._kept.items() if same[name in self._ranked]}
-            self._kept, self._shapes = {}, shapes
+        if place is not None:
+            earlier, had = place
+            same = [now == last for now, last in zip(shapes, had, strict=True)]
+            kept = {name: array for name, array in earlier.items() if same[name in self._ranked]}
         for name in self.outputs:
             if name in kept:
                 self._binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(kept[name]))
@@ -187,7 +187,14 @@ class Session:
         self._bound: dict[str, Array] = {}
 
 
-def _shapes(feeds: Mapping[str, Array], plain: Collection[str]) -> tuple[Hashable, Hashable]:
+_Shapes: TypeAlias = tuple[Hashable, Hashable]
+_Place: TypeAlias = tuple[Mapping[str, Array], _Shapes]
+"""What is held, and what its shapes followed from."""
+
+_UNKNOWN: _Shapes = (None, None)
+
+
+def _shapes(feeds: Mapping[str, Array], plain: Collection[str]) -> _Shapes:
     """What the shapes of held results follow from: those of weights, keys and values; those of factors too."""
     ranks, sets = feeds.get(RANKS, np.zeros(0)), len(feeds.get(SCALES, ()))
     weights = np.where(ranks > 0, sets, 1).tobytes(), *(feeds[name].shape for name in plain)

@@ -95,6 +95,8 @@ class TorchGraph:
         BackendUnavailable: the device cannot hold the weights.
     """
 
+    place: Any = None
+
     def __init__(self, parts: Parts, device: str = "cpu", precision: str = "fp32", threads: int = 0) -> None:
         self._parts, self._threads = parts, threads
         self._carry = Carrier(torch.device(device), PRECISIONS[precision])

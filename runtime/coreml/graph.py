@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -44,6 +44,8 @@ class PackagedGraph:
     Raises:
         BundleDamaged: a package cannot be read, or takes other inputs than are known.
     """
+
+    place: Any = None
 
     def __init__(self, component: str, packaged: Packaged, open_package: OpenPackage) -> None:
         self._plain = translate.inputs(component, packaged)

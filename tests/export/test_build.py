@@ -166,7 +166,7 @@ def test_placement_counts_multiplications() -> None:
 
 def test_placement_is_that_of_the_backend_and_the_form() -> None:
     assert placement(1024, 640, 640, COSTS["onnxruntime", "whole"]) == "activation"
-    assert placement(1024, 640, 640, COSTS["onnxruntime", "halves"]) == "weight"
+    assert placement(1024, 640, 640, COSTS["onnxruntime", "parts"]) == "weight"
     assert placement(1024, 640, 640, COSTS["openvino", "whole"]) == "weight"
     assert all(placement(256, 1280, 1280, costs) == "activation" for costs in COSTS.values())
 

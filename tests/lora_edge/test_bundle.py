@@ -40,7 +40,7 @@ def graphs(change: Change) -> Change:
     return lambda manifest: change(manifest["components"]["unet"]["graphs"])
 
 
-def halves(change: Change) -> Change:
+def parts(change: Change) -> Change:
     """A change of what the manifest says of the UNet's graphs in parts."""
     return lambda manifest: change(manifest["components"]["unet"]["parts"]["openvino"])
 
@@ -50,7 +50,7 @@ def earlier(once: str) -> Change:
 
     def change(manifest: dict[str, Any]) -> None:
         unet = manifest["components"]["unet"]
-        unet["halves"] = {"openvino": {"linear": {once: unet["parts"]["openvino"]["linear"][-2], "step": "../x.onnx"}}}
+        unet["halves"] = {"openvino": {"linear": {once: unet["parts"]["openvino"]["linear"][-1], "step": "../x.onnx"}}}
         del unet["parts"]
 
     return change
@@ -76,12 +76,12 @@ def weights(change: Change) -> Change:
         (graphs(lambda g: g["onnxruntime"].update(linear="../x.onnx")), errors.BundleDamaged, "outside"),
         (graphs(lambda g: g["onnxruntime"].update(linear="unet/gone")), errors.BundleDamaged, "lacks unet/gone"),
         (graphs(lambda g: g.update(openvino={})), errors.BundleDamaged, "KeyError\\('all'\\)"),
-        (halves(lambda h: h["linear"].append("../x.onnx")), errors.BundleDamaged, "outside"),
-        (halves(lambda h: h["linear"].append("unet/gone")), errors.BundleDamaged, "lacks unet/gone"),
-        (halves(lambda h: h["linear"].append(1)), errors.BundleDamaged, "lacks or misspells"),
+        (parts(lambda p: p["linear"].append("../x.onnx")), errors.BundleDamaged, "outside"),
+        (parts(lambda p: p["linear"].append("unet/gone")), errors.BundleDamaged, "lacks unet/gone"),
+        (parts(lambda p: p["linear"].append(1)), errors.BundleDamaged, "lacks or misspells"),
         (earlier("once"), errors.BundleDamaged, "outside"),
         (earlier("twice"), errors.BundleDamaged, "KeyError\\('once'\\)"),
-        (halves(lambda h: h.update(linear=1)), errors.BundleDamaged, "lacks or misspells"),
+        (parts(lambda p: p.update(linear=1)), errors.BundleDamaged, "lacks or misspells"),
         (graphs(lambda g: g.update(openvino=1)), errors.BundleDamaged, "lacks or misspells"),
         (lambda m: m["components"]["unet"]["slots"][0].pop("in"), errors.BundleDamaged, "KeyError"),
         (weights(lambda w: w.update(file="../x")), errors.BundleDamaged, "lies outside the bundle"),

@@ -191,7 +191,7 @@ def test_bfloat16_is_close(bundle: Bundle, graphs: dict[str, Graph]) -> None:
     computed_in = {
         wanted: {
             OpenVinoGraph(half, unet.table, unet.norms(), wanted, threads=1).precision
-            for half in unet.halves["openvino"]["lowrank"]
+            for half in unet.parts["openvino"]["lowrank"]
         }
         for wanted in ("fp32", precision)
     }
@@ -215,7 +215,7 @@ def test_refusals(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(RequestError, match="no slots"):
         choose("openvino", bundle, Wishes(slots="some"))
     unet = bundle.component("unet")
-    older = {**bundle.components, "unet": replace(unet, halves={})}
+    older = {**bundle.components, "unet": replace(unet, parts={})}
     with pytest.raises(ComponentMissing, match="no graph of the unet for openvino; export it again"):
         choose("openvino", replace(bundle, components=older), Wishes())
     (tmp_path / "broken.onnx").write_bytes(b"\x08\x0a\x12garbage")

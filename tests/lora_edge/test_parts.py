@@ -1,7 +1,8 @@
-"""Graphs in two halves: what is held is made anew when what it was made of changes, and not otherwise."""
+"""Graphs in parts: what is held is made anew when what it was made of changes, and not otherwise."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -12,13 +13,13 @@ from lora_edge.bundle import Bundle
 from lora_edge.errors import GraphFailed
 from lora_edge.forms import ComponentForms, LowRank
 from lora_edge.graph import GraphInput
-from lora_edge.halves import Halves, joined
 from lora_edge.mix import Mix
+from lora_edge.parts import Parts
 from lora_edge.ports import has_lanes
 from lora_edge.runtime.backends import Wishes, choose
 from lora_edge.runtime.session import Session
 from lora_edge.scope import LINEAR, LOWRANK, SCOPES, Scope
-from lora_edge.slots import HELD, HELD_BASE, SCALES
+from lora_edge.slots import HELD, SCALES
 
 FLOAT = np.dtype(np.float32)
 DOWN = "lora.a.down"
@@ -30,6 +31,7 @@ class Once:
     inputs: Mapping[str, GraphInput] = {"prompt": GraphInput(("rows", 2), FLOAT)}
     optional: Mapping[str, GraphInput] = {DOWN: GraphInput((2, "r"), FLOAT), SCALES: GraphInput(("rows", "r"), FLOAT)}
     outputs = (f"{HELD}sum",)
+    place: Any = None
 
     def __init__(self) -> None:
         self.runs = 0
@@ -50,6 +52,7 @@ class Step:
     }
     optional: Mapping[str, GraphInput] = {}
     outputs = ("out",)
+    place: Any = None
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         assert feeds.keys() == self.inputs.keys()
@@ -62,7 +65,7 @@ def feeds(**more: Array) -> dict[str, Array]:
 
 def test_what_changes_is_seen_and_what_rests_is_held() -> None:
     once = Once()
-    graph = Halves(once, Step())
+    graph = Parts([once, Step()])
     assert (set(graph.inputs), set(graph.optional), graph.outputs) == ({"sample", "prompt"}, {DOWN, SCALES}, ("out",))
 
     def run(given: dict[str, Array]) -> tuple[float, int]:
@@ -85,7 +88,7 @@ def test_what_changes_is_seen_and_what_rests_is_held() -> None:
 
 def test_a_failed_run_holds_nothing() -> None:
     once = Once()
-    graph = Halves(once, Step())
+    graph = Parts([once, Step()])
     graph.run(feeds())
     for _ in range(2):
         with pytest.raises(GraphFailed, match="no number"):
@@ -96,35 +99,37 @@ def test_a_failed_run_holds_nothing() -> None:
 
 def test_a_brief_graph_holds_nothing() -> None:
     once = Once()
-    graph = Halves(once, Step(), brief=True)
+    graph = Parts([once, Step()], brief=True)
     assert [float(graph.run(feeds())["out"][0, 0]) for _ in range(2)] == [2, 2]
-    assert (once.runs, graph._held, graph._seen) == (2, {}, None)
+    assert (once.runs, once.place, graph._holding[0]._held) == (2, None, {})
 
 
 class Prompt:
     """Twice the prompt, and how often."""
 
+    place: Any = None
+
     inputs: Mapping[str, GraphInput] = {"prompt": GraphInput(("rows", 2), FLOAT)}
     optional: Mapping[str, GraphInput] = {}
-    outputs = (f"{HELD_BASE}a",)
+    outputs = (f"{HELD}base.a",)
 
     def __init__(self) -> None:
         self.runs = 0
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         self.runs += 1
-        return {f"{HELD_BASE}a": 2 * feeds["prompt"]}
+        return {f"{HELD}base.a": 2 * feeds["prompt"]}
 
 
 class Adapted(Once):
     """Takes that beside the adapter."""
 
-    inputs: Mapping[str, GraphInput] = {**Once.inputs, f"{HELD_BASE}a": GraphInput(("rows", 2), FLOAT)}
+    inputs: Mapping[str, GraphInput] = {**Once.inputs, f"{HELD}base.a": GraphInput(("rows", 2), FLOAT)}
 
 
 def test_what_the_prompt_decides_is_held_when_adapters_change() -> None:
     prompt, once = Prompt(), Adapted()
-    graph = joined((prompt, once, Step()))
+    graph = Parts([prompt, once, Step()])
     assert (set(graph.inputs), set(graph.optional)) == ({"sample", "prompt"}, {DOWN, SCALES})
     scales = np.ones((1, 1), np.float32)
     for more, expected, runs in (
@@ -140,7 +145,7 @@ def test_what_the_prompt_decides_is_held_when_adapters_change() -> None:
 
 
 def test_refusals() -> None:
-    graph = Halves(Once(), Step())
+    graph = Parts([Once(), Step()])
     with pytest.raises(GraphFailed, match="has no input strange"):
         graph.run(feeds(strange=np.zeros(1)))
     with pytest.raises(GraphFailed, match="has no input held.sum"):
@@ -155,30 +160,30 @@ def test_refusals() -> None:
     ("backend", "scope"),
     [("onnxruntime", "linear"), ("onnxruntime", "lowrank"), *(("openvino", one) for one in SCOPES)],
 )
-def test_halves_of_a_bundle(tiny_bundle: Path, backend: str, scope: str) -> None:
-    """What depends on the prompt and on adapters alone is in the once half: keys, values, and changed weights."""
+def test_parts_of_a_bundle(tiny_bundle: Path, backend: str, scope: str) -> None:
+    """Nothing is made anew that does not depend on what changes: the prompt, adapters, both, the latents."""
     unet = Bundle.open(tiny_bundle).component("unet")
-    *first, once, step = (
-        onnxruntime.InferenceSession(path, _silent(), providers=["CPUExecutionProvider"])
-        for path in unet.halves[backend][scope]
-    )
-    shapes = {port.name: port.shape for port in once.get_outputs()}
-    held = shapes.keys()
-    taken = {port.name for port in step.get_inputs() if port.name.startswith(HELD)}
-    assert held == taken
-    assert not {port.name for port in once.get_inputs()} & {"sample", "timestep"}
-    assert len(first) == (scope != "all"), "gains change what a layer multiplies by: the prompt alone decides nothing"
-    for prompt in first:
-        assert [port.name for port in prompt.get_inputs()] == ["encoder_hidden_states"]
-        keys_and_values = {slot.name for slot in unet.table if slot.name.endswith(("attn2.to_k", "attn2.to_v"))}
-        assert {port.name for port in prompt.get_outputs()} == {HELD_BASE + name for name in keys_and_values}
-        assert not prompt.get_overridable_initializers()
+    opened = {
+        path.stem.rpartition("_")[2]: onnxruntime.InferenceSession(path, _silent(), providers=["CPUExecutionProvider"])
+        for path in unet.parts[backend][scope]
+    }
+    gains = scope == "all"  # which change what a layer multiplies by: the prompt alone decides nothing
+    assert list(opened) == ["weights", "states", "step"] if gains else ["prompt", "weights", "states", "step"]
+    taken = {name: {port.name for port in one.get_inputs()} for name, one in opened.items()}
+    adapted = {name: {port.name for port in one.get_overridable_initializers()} for name, one in opened.items()}
+    made = {name: {port.name: port.shape for port in one.get_outputs()} for name, one in opened.items()}
+    prompted = {slot.name for slot in unet.table if slot.name.endswith(("attn2.to_k", "attn2.to_v"))}
+    if not gains:
+        assert taken["prompt"] == {"encoder_hidden_states"} and not adapted["prompt"]
+        assert made["prompt"].keys() == {f"{HELD}base.{name}" for name in prompted}
+    assert not taken["weights"] & {"sample", "timestep", "encoder_hidden_states"}
+    assert "encoder_hidden_states" in taken["states"] and not taken["states"] & {"sample", "timestep"}
+    assert made["states"].keys() == {HELD + name for name in prompted}
+    assert all({"rows", "tokens"} <= {*shape} for shape in made["states"].values()), "axes are the prompt's"
+    held = {name for part in (*made.values(),) for name in part if name.startswith(HELD)}
+    assert held == {name for part in taken.values() for name in part if name.startswith(HELD)}
     if backend == "openvino":  # which would convert them to its precision in every step
-        assert not any(has_lanes(port.name) for port in step.get_inputs())
-    for layer in ("attn2.to_k", "attn2.to_v"):
-        prompted = {slot.name for slot in unet.table if slot.name.endswith(layer)}
-        assert prompted <= {name.removeprefix(HELD) for name in held}
-        assert all({"rows", "tokens"} <= {*shapes[HELD + name]} for name in prompted), "axes are the prompt's"
+        assert not any(has_lanes(name) for name in taken["step"] | adapted["step"])
 
 
 def test_results_are_those_of_the_whole_graph(tiny_bundle: Path) -> None:
@@ -190,11 +195,11 @@ def test_results_are_those_of_the_whole_graph(tiny_bundle: Path) -> None:
         "encoder_hidden_states": random.standard_normal((2, 77, 64), np.float32),
     }
     whole = Session(unet.graph, threads=1).run(given)["out_sample"]
-    for scope, files in unet.halves["onnxruntime"].items():
+    for scope, files in unet.parts["onnxruntime"].items():
         for brief in (False, True):
-            halves = joined((Session(part, threads=1, brief=brief) for part in files), brief=brief)
+            graph = Parts([Session(part, threads=1, brief=brief) for part in files], brief=brief)
             for _ in range(2):
-                assert np.allclose(halves.run(given)["out_sample"], whole, rtol=0, atol=1e-5), scope
+                assert np.allclose(graph.run(given)["out_sample"], whole, rtol=0, atol=1e-5), scope
 
 
 @pytest.mark.parametrize("scope", [LINEAR, LOWRANK], ids=lambda scope: scope.name)
@@ -202,7 +207,7 @@ def test_adapters_of_other_ranks_and_rows_follow_each_other(tiny_bundle: Path, s
     """On every layer, on half of them, on none: what has another shape than before gets memory of its own."""
     unet, random = Bundle.open(tiny_bundle).component("unet"), np.random.default_rng(0)
     whole = Session(unet.graph, threads=1)
-    halves = joined(Session(part, threads=1) for part in unet.halves["onnxruntime"][scope.name])
+    graph = Parts([Session(part, threads=1) for part in unet.parts["onnxruntime"][scope.name]])
     slots = [slot for slot in unet.table if scope.leaves(slot)]
     for every, rank, rows in ((1, 4, 1), (1, 16, 1), (2, 16, 1), (2, 3, 2), (1, 3, 2), (1, 5, 2), (1, 5, 1), (3, 0, 1)):
         forms = {
@@ -221,7 +226,7 @@ def test_adapters_of_other_ranks_and_rows_follow_each_other(tiny_bundle: Path, s
             **Mix(unet.table, [ComponentForms(forms)]).feeds(np.linspace(0.5, 1, rows, dtype=np.float32)[:, None]),
         }
         expected = whole.run(given)["out_sample"]
-        assert np.allclose(halves.run(given)["out_sample"], expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+        assert np.allclose(graph.run(given)["out_sample"], expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -234,7 +239,7 @@ def test_what_is_held_is_written_where_it_was(tiny_bundle: Path, backend: str) -
     graph = choose(backend, bundle, Wishes(precision="fp32", threads=1, slots="linear")).open_graph(unet, LINEAR)
     alone = Session(unet.graph, threads=1)
     slot = next(slot for slot in unet.table if slot.name.endswith("attn1.to_q"))
-    assert isinstance(graph, Halves)
+    assert isinstance(graph, Parts)
     seen, made, kept = set(), [], []
     for rows, rank in ((2, 4), (2, 16), (2, 0), (1, 4), (2, 4)):
         given = {
@@ -249,7 +254,8 @@ def test_what_is_held_is_written_where_it_was(tiny_bundle: Path, backend: str) -
         made.append(graph.run(given)["out_sample"])
         kept.append(made[-1].copy())
         assert np.allclose(made[-1], alone.run(given)["out_sample"], rtol=0, atol=2e-5 * np.abs(made[-1]).max())
-        seen.add(graph._held[f"{HELD}{slot.name}"].ctypes.data if rows == 2 and len(made) <= 3 else 0)
+        held = {name: array for part in graph._holding for name, array in next(iter(part._held.values())).made.items()}
+        seen.add(held[f"{HELD}{slot.name}"].ctypes.data if rows == 2 and len(made) <= 3 else 0)
     assert len(seen - {0}) == 1
     assert all(np.array_equal(one, copy) for one, copy in zip(made, kept, strict=True))
 

@@ -1,9 +1,9 @@
-"""A graph in two: what stays the same from step to step, and the rest.
+"""A graph in parts: what stays the same from step to step, and the rest.
 
 Weights with their update in them, keys and values of the prompt, factors times their scales: none of them depends on
-the latents. The once half computes them, `lora_edge.halves` holds them, the step half takes them as inputs. Of what is
-computed once the prompt's part is divided off again: keys and values without their update, which no change of adapters
-or multipliers asks for anew.
+the latents. What does not is computed once, `lora_edge.parts` holds it, and what is computed in every step takes it as
+inputs. Nor does all of it depend on everything: a change of adapters leaves alone what the prompt's words give without
+an update, another prompt leaves the weights alone.
 """
 
 from collections.abc import Collection, Iterator
@@ -12,7 +12,11 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from lora_edge.ports import has_lanes
-from lora_edge.slots import HELD, HELD_BASE
+from lora_edge.slots import HELD
+
+PARTS = ("prompt", "weights", "states", "step")
+"""In the order in which they run: what the prompt alone decides; what adapters and multipliers alone do; what both do
+together, keys and values; what the latents do. A graph has those of them that make something."""
 
 WORK = frozenset(("Add", "Conv", "Identity", "MatMul", "MatMulNBits", "Mul", "Transpose"))
 """Operators whose results are worth holding. What is only cut, reshaped or read from the weights costs nothing to make
@@ -21,9 +25,8 @@ again, and would take memory."""
 FIRST = {"start": 0, "end": 1}
 
 
-def parts(model: ir.Model, prompt: Collection[str], varying: Collection[str], *, converts: bool) -> list[ir.Model]:
-    """A finished graph in the order in which its parts run: what the prompt alone decides, if anything does; what
-    adapters and their multipliers do too; what is computed in every step.
+def parts(model: ir.Model, prompt: Collection[str], varying: Collection[str], *, converts: bool) -> dict[str, ir.Model]:
+    """A finished graph in PARTS.
 
     Args:
         model: see `divide`.
@@ -32,39 +35,48 @@ def parts(model: ir.Model, prompt: Collection[str], varying: Collection[str], *,
         converts: see `divide`.
     """
     once, step = divide(model, varying, converts=converts)
-    adapters = [value.name or "" for value in once.graph.inputs if value.name not in prompt]
-    first, rest = divide(once, adapters, title=HELD_BASE)
-    return [first, rest, step] if first.graph.outputs else [once, step]
+    adapters = [name for value in once.graph.inputs if (name := value.name or "") not in prompt]
+    base, rest = divide(once, adapters, title=f"{HELD}base.")
+    states = [name for value in rest.graph.inputs if (name := value.name or "") not in adapters]
+    weights, states_of_both = divide(rest, states, title=f"{HELD}factors.")
+    made = dict(zip(PARTS, (base, weights, states_of_both, step), strict=True))
+    return {name: part for name, part in made.items() if part.graph.outputs}
 
 
 def divide(
     model: ir.Model, varying: Collection[str], *, converts: bool = False, title: str = HELD
 ) -> tuple[ir.Model, ir.Model]:
-    """The once half and the step half of a finished graph, which stays as it is.
+    """What stays of a finished graph and what does not; the graph itself stays as it is.
 
     Args:
         model: after all passes; nodes in the order in which they are computed.
-        varying: names of the inputs that are others in every run of the step half.
-        converts: whether what is held is in another precision than what is fed; factors that the step half would take
-            as they are come from the once half then, in the precision that they are used in.
+        varying: names of the inputs that are others in every run of the second half.
+        converts: whether what is held is in another precision than what is fed; factors that the second half would take
+            as they are come from the first one then, in the precision that they are used in.
         title: what the names of held values begin with.
 
     Returns:
-        Two graphs whose inputs are together those of the model, each with its defaults. The once half's outputs are
-        called `<title><layer>…`, and are inputs of the step half.
+        Two graphs whose inputs are together those of the model, each with its defaults. Outputs of the model on which
+        nothing that varies has a part are the first one's. Its others are called `<title><layer>…`, and the second one
+        takes them as inputs.
     """
     model = model.clone()
     _count_rows_of_what_stays(model, varying)
     if converts:
         _hand_over(model)
-    held = _floats(model, _held(model, varying))
-    titles = _titles(model, held, title)
+    moving, worked = _traced(model, varying)
+    settled = {value.name: value.name for value in model.graph.outputs if value not in moving}
+    used = (value for node in model.graph if node.outputs[0] in moving for value in node.inputs)
+    wanted = [value.name for value in dict.fromkeys(used) if value in worked and value.name not in settled]
+    held = _floats(model, wanted) | {value.name: value for value in model.graph.outputs if value.name in settled}
+    titles = settled | _titles(model, held.keys() - settled, title)
     once, step = model.clone(), model.clone()
     outputs = {value.name: value for value in _values(once)}
     once.graph.outputs[:] = [outputs[name] for name in titles]
     for value in once.graph.outputs:
-        value.shape, value.dtype = held[value.name or ""].shape, ir.DataType.FLOAT
-        value.name = titles[value.name or ""]
+        value.shape, value.dtype = held[value.name].shape, ir.DataType.FLOAT
+        value.name = titles[value.name]
+    step.graph.outputs[:] = [value for value in step.graph.outputs if value.name not in settled]
     for value in list(_values(step)):
         if value.name in titles:
             given = ir.Value(
@@ -102,8 +114,8 @@ def _hand_over(model: ir.Model) -> None:
             model.graph.insert_before(model.graph[0], ir.Node("", "Identity", [value], outputs=[made]))
 
 
-def _held(model: ir.Model, varying: Collection[str]) -> list[str]:
-    """Names of what is worth holding, and is used where something varies."""
+def _traced(model: ir.Model, varying: Collection[str]) -> tuple[set[ir.Value], set[ir.Value]]:
+    """What depends on something that varies; what does not, and is worth holding."""
     moving = {value for value in model.graph.inputs if value.name in varying}
     given = {*model.graph.inputs} - moving  # what is made of none of them is a constant
     worked: set[ir.Value] = set()
@@ -115,8 +127,7 @@ def _held(model: ir.Model, varying: Collection[str]) -> list[str]:
             given.update(node.outputs)
             if node.op_type in WORK or not worked.isdisjoint(inputs):
                 worked.update(node.outputs)
-    used = (value for node in model.graph if node.outputs[0] in moving for value in node.inputs)
-    return [value.name or "" for value in dict.fromkeys(used) if value in worked]
+    return moving, worked
 
 
 def _floats(model: ir.Model, names: Collection[str]) -> dict[str, ir.Value]:
