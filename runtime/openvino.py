@@ -86,6 +86,8 @@ class OpenVinoGraph:
         BundleDamaged: the file is not a graph that OpenVINO can read.
     """
 
+    _place: _Place
+
     def __init__(
         self,
         path: Path,
@@ -172,7 +174,7 @@ class OpenVinoGraph:
         self._request = self._compiled.create_infer_request()
         # by a name, each would be looked for among all of them
         self._ports = {port.any_name: port for port in (*self._compiled.inputs, *self._compiled.outputs)}
-        self._place: _Place = {}, {}
+        self._place = {}, {}
 
     def _in_held_precision(self, model: Any) -> Any:
         """Parts hand over what one holds for another as they compute it: rounding it twice would change nothing."""

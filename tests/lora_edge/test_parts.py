@@ -12,14 +12,14 @@ from lora_edge.arrays import Array
 from lora_edge.bundle import Bundle
 from lora_edge.errors import GraphFailed
 from lora_edge.forms import ComponentForms, LowRank
-from lora_edge.graph import GraphInput
+from lora_edge.graph import Graph, GraphInput
 from lora_edge.mix import Mix
 from lora_edge.parts import Parts
 from lora_edge.ports import has_lanes
 from lora_edge.runtime.backends import Wishes, choose
 from lora_edge.runtime.session import Session
 from lora_edge.scope import LINEAR, LOWRANK, SCOPES, Scope
-from lora_edge.slots import HELD, SCALES
+from lora_edge.slots import HELD, SCALES, Slot
 
 FLOAT = np.dtype(np.float32)
 DOWN = "lora.a.down"
@@ -84,6 +84,50 @@ def test_what_changes_is_seen_and_what_rests_is_held() -> None:
     assert run(feeds(**{DOWN: factor, SCALES: 2 * scales})) == (6, 4)
     assert run(feeds(**{DOWN: factor.copy(), SCALES: 2 * scales})) == (6, 5), "factors are known by identity"
     assert run(feeds()) == (2, 6), "what is fed no more"
+
+
+class Placing(Once):
+    """Writes where it is told to, as the graphs of backends do."""
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        ((name, made),) = super().run(feeds).items()
+        self.place = made if self.place is None else self.place
+        self.place[:] = made
+        return {name: self.place}
+
+
+def test_adapters_used_before_are_back_at_once_while_there_is_room() -> None:
+    once = Placing()
+    styles = [np.full((2, 1), number, np.float32) for number in range(4)]
+    alone = styles[0].nbytes + 8  # a factor that is kept, and a float64
+    graph = Parts([once, Step()], room=3 * alone)
+    held = graph._holding[0]._held
+
+    def run(style: int, scale: float = 1.0) -> tuple[float, int]:
+        scales = np.full((1, 1), scale, np.float32)
+        return float(graph.run(feeds(**{DOWN: styles[style], SCALES: scales}))["out"][0, 0]), once.runs
+
+    assert [run(style) for style in (0, 1, 2)] == [(3, 1), (5, 2), (7, 3)]
+    assert [run(style) for style in (0, 2, 1, 0)] == [(3, 3), (7, 3), (5, 3), (3, 3)]
+    assert run(0, 2.0) == (4, 4), "another multiplier is another sum"
+    assert run(1) == (5, 4) and len(held) == 3, "which takes the place of the same adapters' last one"
+    places = {id(one.place) for one in held.values()}
+    assert run(3) == (9, 5) and len(held) == 3
+    assert {id(one.place) for one in held.values()} == places, "written over what was used least recently"
+    assert run(0, 2.0) == (4, 5) and run(2) == (7, 6), "which was the third"
+
+
+def test_without_room_the_last_adapters_alone_are_held() -> None:
+    once = Placing()
+    graph = Parts([once, Step()])
+    styles = [np.full((2, 1), number, np.float32) for number in range(2)]
+    places = set()
+    for style, runs in ((0, 1), (0, 1), (1, 2), (0, 3)):
+        graph.run(feeds(**{DOWN: styles[style]}))
+        (held,) = graph._holding[0]._held.values()
+        places.add(id(held.place))
+        assert once.runs == runs
+    assert len(places) == 1
 
 
 def test_a_failed_run_holds_nothing() -> None:
@@ -258,6 +302,38 @@ def test_what_is_held_is_written_where_it_was(tiny_bundle: Path, backend: str) -
         seen.add(held[f"{HELD}{slot.name}"].ctypes.data if rows == 2 and len(made) <= 3 else 0)
     assert len(seen - {0}) == 1
     assert all(np.array_equal(one, copy) for one, copy in zip(made, kept, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_adapters_that_come_back_do_what_they_did(tiny_bundle: Path, backend: str) -> None:
+    """Bit for bit, with other prompts, multipliers, ranks and rows in between."""
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    bundle = Bundle.open(tiny_bundle)
+    unet, random = bundle.component("unet"), np.random.default_rng(0)
+    slots = [slot for slot in unet.table if slot.kernel is None]
+
+    def opened(room: int) -> Graph:
+        return choose(backend, bundle, Wishes(precision="fp32", threads=1, room=room)).open_graph(unet, LINEAR)
+
+    def style(rank: int) -> Mix:
+        def factors(slot: Slot) -> LowRank:
+            down = random.standard_normal((slot.patch, rank), np.float32) * np.float32(slot.patch**-0.5)
+            return LowRank(down, random.standard_normal((rank, slot.out_features), np.float32) * np.float32(0.1))
+
+        return Mix(unet.table, [ComponentForms({slot.name: (factors(slot),) for slot in slots})])
+
+    styles = [style(rank) for rank in (4, 16, 4)]
+    prompts = random.standard_normal((2, 2, 77, 64), np.float32)
+    sample = random.standard_normal((2, 4, 16, 16), np.float32)
+    graph, alone, rows = opened(1 << 30), opened(0), np.ones((1, 1), np.float32)
+    for which, prompt, strengths in (
+        (0, 0, rows), (1, 0, rows), (0, 0, rows), (2, 1, 0.5 * rows), (0, 1, rows), (1, 0, np.array([[1], [0.5]])),
+        (0, 1, rows), (1, 0, rows), (None, 0, rows), (2, 0, rows), (2, 1, 0.5 * rows), (None, 1, rows),
+    ):  # fmt: skip
+        fed = styles[which].feeds(np.asarray(strengths, np.float32)) if which is not None else {}
+        given = {"sample": sample, "timestep": np.array([9], np.float32), "encoder_hidden_states": prompts[prompt]}
+        np.testing.assert_array_equal(graph.run(given | fed)["out_sample"], alone.run(given | fed)["out_sample"])
 
 
 def _silent() -> onnxruntime.SessionOptions:
