@@ -32,6 +32,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Found, str], str]], ...] = (
         "brackets, where it lies with 95 %.",
         tables.against_plain,
     ),
+    ("The same with adapters of other ranks", "At the smallest latents.", tables.ranks),
     (
         "A step with one adapter of rank 16",
         "Medians, and ratios to ours in the same rounds. The difference is that of the results, over the change that "

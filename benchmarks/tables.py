@@ -39,17 +39,24 @@ def gigabytes(value: float | None) -> str:
     return NOTHING if value is None else f"{value / 1e9:.2f} GB" if value >= 1e8 else f"{value / 1e6:.2f} MB"
 
 
-def against_plain(found: Found, model: str) -> str:
+def against_plain(found: Found, model: str, question: str = "step_time") -> str:
     """Cases by backends and latents: ratios to the plain graph."""
-    wanted = {"question": "step_time", "model": model}
+    wanted = {"question": question, "model": model}
     names = found.contestants("ours", "wider", **wanted)
-    cases = list(dict.fromkeys(line["case"] for line in found.all(**wanted) if line["contestant"] in names))
-    columns = [(name, side) for name in names for side in found.latents(model)]
+    lines = [line for line in found.all(**wanted) if line["contestant"] in names]
+    cases = list(dict.fromkeys(line["case"] for line in lines))
+    sides = sorted({line["latents"] for line in lines})
+    columns = [(name, side) for name in names for side in sides]
     rows = [
         [case, *(times(found.one(**wanted, contestant=name, case=case, latents=side), True) for name, side in columns)]
         for case in cases
     ]
     return table(["adapters", *(f"{CONTESTANTS[name].title}, {side}x{side}" for name, side in columns)], rows)
+
+
+def ranks(found: Found, model: str) -> str:
+    """The same of adapters of many ranks."""
+    return against_plain(found, model, "ranks")
 
 
 def beside_peers(found: Found, model: str) -> str:

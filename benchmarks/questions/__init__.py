@@ -14,6 +14,7 @@ from benchmarks.questions import (
     multiplier,
     opening,
     quantized,
+    ranks,
     step_time,
     swap,
 )
@@ -23,6 +24,7 @@ Measure = Callable[[Bench, Model], Iterator[dict[str, Any]]]
 QUESTIONS: Mapping[str, Measure] = {
     "disk": disk.measure,
     "step_time": step_time.measure,
+    "ranks": ranks.measure,
     "growth": growth.measure,
     "beside_peers": beside_peers.measure,
     "swap": swap.measure,

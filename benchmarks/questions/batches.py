@@ -4,7 +4,7 @@ Method: batches of 1, 2, 4 and 8 images at the smallest latents, two rows each f
 one adapter of rank 16 for all, and another one for each image. Ratios are to the batch without adapter, in
 the same rounds. An image a second is counted as 20 such steps; encoding and decoding are not in it.
 Machine: stands in every line.
-Result: benchmarks/results/batches.*.jsonl, docs/plots/batches.png.
+Result: benchmarks/results/*/batches.*.jsonl, docs/plots/batches.png.
 """
 
 from collections.abc import Iterator

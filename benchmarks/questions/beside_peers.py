@@ -5,7 +5,7 @@ backends; ratios are to its turn right before. Those without adapters run withou
 in memory together they run in groups, our backend in each. What each computes is compared once: the
 difference from ours in float32, over the change that it makes (`error`); bf16 shows there.
 Machine: stands in every line.
-Result: benchmarks/results/beside_peers.*.jsonl, docs/plots/beside_peers.png.
+Result: benchmarks/results/*/beside_peers.*.jsonl, docs/plots/beside_peers.png.
 """
 
 from collections.abc import Iterator

@@ -3,7 +3,7 @@
 Method: sizes of the files that each contestant reads, exact: the checkpoint, our bundle, the plain graph,
 OpenVINO's own format; one adapter of rank 16 as a file, as packs and as ONNX Runtime's adapter.
 Machine: does not matter.
-Result: benchmarks/results/disk.*.jsonl.
+Result: benchmarks/results/*/disk.*.jsonl.
 """
 
 import os

@@ -4,7 +4,7 @@ Method: 1 to 10 adapters of rank 16 side by side, and one adapter of the same to
 plain graph on the same library, at the smallest latents; ratios are to the plain graph's turn right
 before.
 Machine: stands in every line.
-Result: benchmarks/results/growth.*.jsonl, docs/plots/growth.png.
+Result: benchmarks/results/*/growth.*.jsonl, docs/plots/growth.png.
 """
 
 from collections.abc import Iterator

@@ -6,7 +6,7 @@ as they are after the first image. Largest resident size of the process, and the
 that are mapped from files count as far as they were touched. Ratios are to the plain graph on the same
 library. Peers are asked with an adapter alone.
 Machine: stands in every line.
-Result: benchmarks/results/memory.*.jsonl.
+Result: benchmarks/results/*/memory.*.jsonl.
 """
 
 import statistics

@@ -4,7 +4,7 @@ Method: one resident adapter of rank 16 goes through 21 multipliers from -1 to 1
 own guide says. `benchmarks/swaps.py` says what is timed; `bytes` are those that the change copied, where the
 program tells.
 Machine: stands in every line.
-Result: benchmarks/results/multiplier.*.jsonl.
+Result: benchmarks/results/*/multiplier.*.jsonl.
 """
 
 from collections.abc import Iterator

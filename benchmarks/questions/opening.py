@@ -5,7 +5,7 @@ that opens the model to the end of the first UNet step at the smallest latents. 
 on the same library. A compiled engine that can only merge adapters and open again pays at least the plain
 graph's time for every swap.
 Machine: stands in every line.
-Result: benchmarks/results/opening.*.jsonl.
+Result: benchmarks/results/*/opening.*.jsonl.
 """
 
 from collections.abc import Iterator

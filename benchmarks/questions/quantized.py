@@ -6,7 +6,7 @@ fp32's, over the range of the latter. A step with one adapter of rank 16, in tur
 adapters on top of quantized weights stay exact is not measured here but tested
 (tests/export/test_quantize_bundle.py).
 Machine: stands in every line.
-Result: benchmarks/results/quantized.*.jsonl.
+Result: benchmarks/results/*/quantized.*.jsonl.
 """
 
 from collections.abc import Iterator

@@ -1,12 +1,11 @@
 """Question: what do adapters cost a step, against the same graph without LoRA inputs?
 
-Method: lora-edge and the plain graph on the same library, in turns: without adapter, one and three adapters
-of ranks 4 to 128 on attention and feed-forward layers, ten of rank 16, one LoCon (rank 32, of 3x3
-convolutions 16). Ratios are to the plain graph's turn right before. The sweep of ranks runs at the smallest
-latents, in a third of the rounds; the rest runs at all. A step is one in which nothing changes but the latents;
-what the first one after a change takes longer stands with the swaps (`later`).
+Method: lora-edge and the plain graph on the same library, in turns: without adapter, one, three and ten
+adapters on attention and feed-forward layers, one LoCon (rank 32, of 3x3 convolutions 16). Ratios are to the
+plain graph's turn right before. A step is one in which nothing changes but the latents; what the first one
+after a change takes longer stands with the swaps (`later`).
 Machine: stands in every line.
-Result: benchmarks/results/step_time.*.jsonl, docs/benchmarks.md.
+Result: benchmarks/results/*/step_time.*.jsonl, docs/benchmarks.md.
 """
 
 from collections.abc import Iterator
@@ -33,8 +32,6 @@ BARS: dict[str, Chosen] = {
     "3 of rank 32": side_by_side(3, 32),
     "10 of rank 16": side_by_side(10, 16),
 }
-RANKS = {f"{count} of rank {rank}": side_by_side(count, rank) for count in (1, 3) for rank in (4, 16, 32, 64, 128)}
-SWEEP = {title: chosen for title, chosen in RANKS.items() if title not in BARS}
 WIDER = {NONE: (), "1 of rank 128": side_by_side(1, 128), "LoCon 32, conv 16": ((Spec(32, 16), 1.0),)}
 
 
@@ -48,9 +45,6 @@ def measure(bench: Bench, model: Model) -> Iterator[dict[str, Any]]:
         plain = Case(CONTESTANTS[name].limit, NONE)
         whole = CONTESTANTS[name].settings.get("slots") == "all"  # rare, and the same question
         for latents in model.latents[: 1 if whole else None]:
-            sweep = SWEEP if CONTESTANTS[name].role == "ours" and latents == model.latents[0] else {}
-            bars = WIDER if CONTESTANTS[name].role == "wider" else BARS
-            for wanted, share in ((bars, 1), (sweep, 3)):
-                if cases := [Case(name, title, adapters) for title, adapters in wanted.items()]:
-                    beside = dict.fromkeys(cases, plain)
-                    yield from compare(bench, "step_time", model, latents, [plain, *cases], beside, share)
+            wanted = WIDER if CONTESTANTS[name].role == "wider" else BARS
+            cases = [Case(name, title, adapters) for title, adapters in wanted.items()]
+            yield from compare(bench, "step_time", model, latents, [plain, *cases], dict.fromkeys(cases, plain))

@@ -8,7 +8,7 @@ pack is not read before the step after. Resident: the other of two loaded ones i
 and 0.4. `benchmarks/swaps.py` says what is timed; every program is asked as its own guide says. Ratios are to
 lora-edge on onnxruntime; a pack's to the copy of its bytes.
 Machine: stands in every line.
-Result: benchmarks/results/swap.*.jsonl, docs/plots/swap.png.
+Result: benchmarks/results/*/swap.*.jsonl, docs/plots/swap.png.
 """
 
 from collections.abc import Iterator, Mapping
