@@ -46,11 +46,10 @@ class Parts:
         """See `Graph.run`. Adapter inputs are known by identity, as long as every run is fed the same arrays."""
         check_names("graph", feeds, self.inputs, self.optional)
         check_rows([feeds[name] for name in self.inputs], feeds.get(SCALES))
-        known, stamps = dict(feeds), list[int]()
+        known, before = dict(feeds), list[_Held]()
         for part in self._holding:
-            held = part.results(known, stamps)
-            known.update(held.made)
-            stamps.append(held.stamp)
+            before.append(part.results(known, before))
+            known.update(before[-1].made)
         made = self._step.run({name: known[name] for name in known if name in self._of_step})
         if self._brief:
             for part in self._holding:
@@ -88,7 +87,7 @@ class _Held:
 
 
 class _Holding:
-    """One part and what it holds, by the factors that it was made with."""
+    """One part and what it holds, by the factors that it was made with, its own or those of what it takes."""
 
     def __init__(self, graph: Graph, before: Sequence[Graph], room: int) -> None:
         self._graph, self._room = graph, room
@@ -100,19 +99,20 @@ class _Holding:
         self._held: OrderedDict[tuple[int, ...], _Held] = OrderedDict()  # the last one is in use
         self._stamps = count(1)
 
-    def results(self, known: Mapping[str, Array], stamps: Sequence[int]) -> _Held:
+    def results(self, known: Mapping[str, Array], before: Sequence[_Held]) -> _Held:
         """What was made of these, or is now.
 
         Args:
-            known: what the graph as a whole is fed, and what earlier parts hold.
-            stamps: of what earlier parts hold.
+            known: what the graph as a whole is fed, and what earlier parts made.
+            before: the latter, as they hold it.
         """
         given = {name: array for name, array in known.items() if name in self._given}
-        after = tuple(stamps[place] for place in self._after)
+        taken = [before[place] for place in self._after]
+        after = tuple(held.stamp for held in taken)
         last = next(reversed(self._held.values()), None)
         if last is not None and _alike(last, given, after):
             return last
-        key = tuple(id(array) for name, array in given.items() if has_lanes(name))
+        key = *(id(array) for name, array in given.items() if has_lanes(name)), *map(id, taken)
         held = self._held.get(key)
         if held is not None and _alike(held, given, after):
             self._held.move_to_end(key)
