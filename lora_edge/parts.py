@@ -1,4 +1,8 @@
-"""A graph in parts, as `export.parts` cut it: what stays the same from step to step is computed once and held."""
+"""A graph in parts, as `export.parts` cut it: what stays the same from step to step is computed once and held.
+
+What a part made belongs to what it took. The factors of adapters are too large to compare: the same array is the same
+factor. All else is known by its numbers, and what earlier parts made by the run that made it.
+"""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -24,8 +28,8 @@ class Parts:
 
     Args:
         parts: in the order in which they run; the outputs of all but the last are inputs of later ones.
-        room: bytes that a part may hold. What belongs to the last feeds is held in any case, and what belongs to other
-            adapters for as long as there is room, the least recently used written over first.
+        room: bytes that parts may hold together. What belongs to the last feeds is held in any case, and what belongs
+            to other adapters for as long as there is room, the least recently used written over first.
         brief: hold nothing from run to run, where memory counts and inputs differ every time.
     """
 
@@ -39,7 +43,9 @@ class Parts:
         self.optional: Mapping[str, GraphInput] = {n: port for graph in parts for n, port in graph.optional.items()}
         self.outputs = self._step.outputs
         self._of_step = _taken(self._step)
-        self._holding = [_Holding(graph, holding[:place], room) for place, graph in enumerate(holding)]
+        self._holding: list[_Holding] = []
+        for place, graph in enumerate(holding):
+            self._holding.append(_Holding(graph, holding[:place], self._holding, room))
         self._brief = brief
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -87,10 +93,17 @@ class _Held:
 
 
 class _Holding:
-    """One part and what it holds, by the factors that it was made with, its own or those of what it takes."""
+    """One part and what it holds, by the factors that it was made with, its own or those of what it takes.
 
-    def __init__(self, graph: Graph, before: Sequence[Graph], room: int) -> None:
-        self._graph, self._room = graph, room
+    Args:
+        graph: the part.
+        before: those that run before it.
+        everybody: all that hold, this one among them; the list grows while they are made.
+        room: bytes that everybody may hold together.
+    """
+
+    def __init__(self, graph: Graph, before: Sequence[Graph], everybody: Sequence["_Holding"], room: int) -> None:
+        self._graph, self._everybody, self._room = graph, everybody, room
         self._taken = _taken(graph)
         self._after = [place for place, other in enumerate(before) if not self._taken.isdisjoint(other.outputs)]
         held_before = {name for other in before for name in other.outputs}
@@ -123,7 +136,7 @@ class _Holding:
         held.place, held.after, held.stamp = self._graph.place, after, next(self._stamps)
         held.seen = {name: array.copy() if name in self._plain else array for name, array in given.items()}
         self._held[key] = held
-        while len(self._held) > 1 and self._nbytes > self._room:
+        while len(self._held) > 1 and not self._has_room(0):
             self._held.popitem(last=False)
         return held
 
@@ -132,11 +145,10 @@ class _Holding:
         if key in self._held or not self._held:
             return self._held.pop(key, _Held())
         like = next(reversed(self._held.values())).nbytes
-        return _Held() if self._nbytes + like <= self._room else self._held.popitem(last=False)[1]
+        return _Held() if self._has_room(like) else self._held.popitem(last=False)[1]
 
-    @property
-    def _nbytes(self) -> int:
-        return sum(held.nbytes for held in self._held.values())
+    def _has_room(self, more: int) -> bool:
+        return sum(held.nbytes for one in self._everybody for held in one._held.values()) + more <= self._room
 
     def forget(self) -> None:
         """Hold nothing any more."""

@@ -117,6 +117,25 @@ def test_adapters_used_before_are_back_at_once_while_there_is_room() -> None:
     assert run(0, 2.0) == (4, 5) and run(2) == (7, 6), "which was the third"
 
 
+class Beside(Placing):
+    """Another part that adapters decide."""
+
+    outputs = (f"{HELD}base.a",)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return {self.outputs[0]: next(iter(super().run(feeds).values()))}
+
+
+def test_parts_share_the_room() -> None:
+    parts = [Placing(), Beside()]
+    styles = [np.full((2, 1), number, np.float32) for number in range(3)]
+    graph = Parts([*parts, Step()], room=4 * (styles[0].nbytes + 8))
+    for style, runs, held in ((0, 1, 1), (1, 2, 2), (0, 2, 2), (2, 3, 2), (0, 3, 2), (1, 4, 2)):
+        graph.run(feeds(**{DOWN: styles[style]}))
+        assert [part.runs for part in parts] == [runs, runs]
+        assert [len(part._held) for part in graph._holding] == [held, held]
+
+
 def test_without_room_the_last_adapters_alone_are_held() -> None:
     once = Placing()
     graph = Parts([once, Step()])
