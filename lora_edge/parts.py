@@ -48,6 +48,11 @@ class Parts:
             self._holding.append(_Holding(graph, holding[:place], self._holding, room))
         self._brief = brief
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held, with the factors that are kept from being put away."""
+        return sum(part.nbytes for part in self._holding)
+
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `Graph.run`. Adapter inputs are known by identity, as long as every run is fed the same arrays."""
         check_names("graph", feeds, self.inputs, self.optional)
@@ -112,6 +117,10 @@ class _Holding:
         self._held: OrderedDict[tuple[int, ...], _Held] = OrderedDict()  # the last one is in use
         self._stamps = count(1)
 
+    @property
+    def nbytes(self) -> int:
+        return sum(held.nbytes for held in self._held.values())
+
     def results(self, known: Mapping[str, Array], before: Sequence[_Held]) -> _Held:
         """What was made of these, or is now.
 
@@ -148,7 +157,7 @@ class _Holding:
         return _Held() if self._has_room(like) else self._held.popitem(last=False)[1]
 
     def _has_room(self, more: int) -> bool:
-        return sum(held.nbytes for one in self._everybody for held in one._held.values()) + more <= self._room
+        return sum(one.nbytes for one in self._everybody) + more <= self._room
 
     def forget(self) -> None:
         """Hold nothing any more."""

@@ -16,6 +16,7 @@ from lora_edge.arrays import Array
 from lora_edge.bundle import Bundle
 from lora_edge.errors import AdapterMismatch, RequestError
 from lora_edge.graph import Graph, GraphInput
+from lora_edge.parts import Parts
 from lora_edge.runtime.backends import Backend
 from lora_edge.scope import ALL, ports_of
 
@@ -40,6 +41,11 @@ class Components:
     def scopes(self) -> dict[str, str]:
         """Component with slots -> what its graph takes."""
         return {table.component: self._scopes[table.component][0].name for table in self._bundle.tables}
+
+    @property
+    def held(self) -> int:
+        """Bytes that graphs in parts hold from step to step."""
+        return sum(graph.nbytes for graph in self._graphs.values() if isinstance(graph, Parts))
 
     def serve(self, adapter: Adapter) -> None:
         """Change over to the narrowest graphs that take what an adapter changes, if those in use do not.

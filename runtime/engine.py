@@ -145,7 +145,8 @@ class Engine:
         in (`runs`) and the bytes that its last change of adapters or multipliers moved (`bytes_copied`). `texts` counts
         the chunks of prompts that were at hand (`hits`) and those that the text encoder had to read (`misses`).
 
-        The peak of memory is that of the whole process; None where the system does not tell.
+        Of memory, `held` is what graphs computed of styles and prompts, with the adapters they were made of; the peak
+        is that of the whole process, None where the system does not tell.
         """
         files = self.bundle.manifest["files"]
         return {
@@ -164,6 +165,7 @@ class Engine:
             "memory": {
                 "weights": sum(entry["size"] for path, entry in files.items() if self._backend.weights in path),
                 "adapters": self._shelf.nbytes,
+                "held": self._components.held,
                 "peak": peak_bytes(),
             },
         }

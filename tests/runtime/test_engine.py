@@ -339,3 +339,16 @@ def test_mixes_do_not_keep_adapters_that_the_shelf_put_back(tiny_bundle: Path, s
         engine.generate(f"{PROMPT}<lora:{name}:1>", steps=1, seed=0)
     gc.collect()
     assert watched[0]() is None
+
+
+def test_what_is_held_of_styles_is_told_and_stays_within_bounds(tiny_bundle: Path, styles: Path) -> None:
+    held = {}
+    for room in (None, 0):
+        engine = Engine.open(tiny_bundle, lora_dir=styles, held_bytes=room)
+        told = [engine.info["memory"]["held"]]
+        for name in ("ink", "fog", "ink"):
+            engine.generate(f"{PROMPT}<lora:{name}:1>", steps=1, seed=0)
+            told.append(engine.info["memory"]["held"])
+        held[room] = told
+    assert held[None][0] == 0 < held[None][1] < held[None][2] == held[None][3]
+    assert held[0][1] == held[0][3] < held[None][2], "the last style's alone"
