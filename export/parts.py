@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from lora_edge.export.patterns.pattern import LATE
 from lora_edge.ports import has_lanes
 from lora_edge.slots import HELD
 
@@ -115,13 +116,13 @@ def _hand_over(model: ir.Model) -> None:
 
 
 def _traced(model: ir.Model, varying: Collection[str]) -> tuple[set[ir.Value], set[ir.Value]]:
-    """What depends on something that varies; what does not, and is worth holding."""
+    """What depends on something that varies, or is done along with that; what does not, and is worth holding."""
     moving = {value for value in model.graph.inputs if value.name in varying}
     given = {*model.graph.inputs} - moving  # what is made of none of them is a constant
     worked: set[ir.Value] = set()
     for node in model.graph:
         inputs = {value for value in node.inputs if value is not None}
-        if not moving.isdisjoint(inputs):
+        if LATE in node.meta or not moving.isdisjoint(inputs):
             moving.update(node.outputs)
         elif not given.isdisjoint(inputs):
             given.update(node.outputs)

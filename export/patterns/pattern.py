@@ -18,6 +18,10 @@ LAST = "lora_edge.last"
 PIECES = "lora_edge.pieces"
 """Marks a Concat of the pieces that its user will cut it in, see `export.passes.join_cuts`."""
 
+LATE = "lora_edge.late"
+"""Marks a node that what follows does along with its own work: what it takes is held, not its result, see
+`export.parts`."""
+
 
 @dataclass
 class Layer:

@@ -17,15 +17,15 @@ def along_activations(site: Site) -> ir.Value:
     return op("MatMul", [made, inputs["up"]])
 
 
-def into_weight(site: Site, weight: ir.Value, up: ir.Value | None = None) -> ir.Value:
-    """W + (down * scale) @ up: [rows or 1, in, out], or of pieces of W and `up`.
+def into_weight(site: Site, weight: ir.Value) -> ir.Value:
+    """W + (down * scale) @ up: [rows or 1, in, out].
 
     One weight where there are no lanes, however many rows of scales other slots have, and one row is added to it: of
     several products that have nothing to sum, onnxruntime writes but the first.
     """
     op, inputs = site.tape.op, site.inputs
     down = op("Reshape", [op("Mul", [inputs["down"], site.lanes.scale_rows]), site.lanes.weights], EMPTY)
-    return op("Add", [weight, op("MatMul", [down, inputs["up"] if up is None else up])])
+    return op("Add", [weight, op("MatMul", [down, inputs["up"]])])
 
 
 def product(site: Site, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
